@@ -1,0 +1,173 @@
+"""Options of a cache, validated once, from Python, dictionaries and YAML files."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+METHODS = ("Fb", "Tea", "Fast", "Auto")
+"""Base methods; ``Auto`` is AdaCorrection's own refresh rule."""
+
+ADACORR_MODES = ("adaptive", "literal")
+CORRECTED_SUFFIX = "+AdaCorrection"
+
+
+def _check_number(name: str, value: Any, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
+
+
+def _check_count(name: str, value: Any, *, least: int, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """Which calls of a transformer are computed, and what stands in for the others.
+
+    Raises `ValueError` or `TypeError` that names the option and what is accepted.
+    """
+
+    use_cache: str = "Auto"
+    """Base method: one of `METHODS`."""
+    rel_l1_thresh: float | None = None
+    """Threshold of the base method's relative change, >= 0; None: the family's default."""
+    motion_threshold: float = 0.1
+    """Fast with ``static_tokens``: saliency, relative to the largest, up to which a token is static."""
+    static_tokens: bool = False
+    """Fast: static tokens bypass the blocks through one map of the whole stack."""
+    warmup_steps: int = 0
+    """Calls at the start of every branch that are always computed (the first one always is)."""
+    num_steps: int | None = None
+    """Sampling steps; None: taken from the scheduler, or inferred from the timesteps."""
+    calibration: str | None = None
+    """Calibration file of Tea or Fast; None: the one beside the model, if there is one."""
+    enable_adacorrection: bool = False
+    """Correct the base method (always on for ``Auto`` in adaptive mode)."""
+    adacorr_gamma: float = 1.0
+    """gamma, strength of the correction weight w = clip(gamma * S, 0, 1); 0: never refresh for w."""
+    adacorr_lambda: float = 1.0
+    """lambda, weight of the spatial term in the offset score S."""
+    adacorr_tolerance: float | None = None
+    """Relative error of the latents tolerated between two refreshes; None: the family's default."""
+    adacorr_mode: str = "adaptive"
+    """``adaptive`` saves compute; ``literal`` is the published per-layer blend and saves none."""
+
+    def __post_init__(self) -> None:
+        if self.use_cache not in METHODS:
+            raise ValueError(f"use_cache must be one of {', '.join(METHODS)}, got {self.use_cache!r}")
+        if self.adacorr_mode not in ADACORR_MODES:
+            raise ValueError(
+                f"adacorr_mode must be one of {', '.join(ADACORR_MODES)}, got {self.adacorr_mode!r}"
+            )
+        _check_number("rel_l1_thresh", self.rel_l1_thresh, optional=True)
+        _check_number("motion_threshold", self.motion_threshold)
+        _check_number("adacorr_gamma", self.adacorr_gamma)
+        _check_number("adacorr_lambda", self.adacorr_lambda)
+        _check_number("adacorr_tolerance", self.adacorr_tolerance, optional=True)
+        if self.motion_threshold > 1:
+            raise ValueError(f"motion_threshold must be in [0, 1], got {self.motion_threshold}")
+        if self.adacorr_tolerance == 0:
+            raise ValueError("adacorr_tolerance must be above 0; disable the cache to compute all")
+        _check_count("warmup_steps", self.warmup_steps, least=0)
+        _check_count("num_steps", self.num_steps, least=1, optional=True)
+        _check_flag("static_tokens", self.static_tokens)
+        _check_flag("enable_adacorrection", self.enable_adacorrection)
+        if self.static_tokens and self.use_cache != "Fast":
+            raise ValueError(f"static_tokens is an option of Fast, not of {self.use_cache}")
+        if self.calibration is not None and self.use_cache not in ("Tea", "Fast"):
+            raise ValueError(f"calibration is an option of Tea and Fast, not of {self.use_cache}")
+        if self.use_cache == "Auto":
+            object.__setattr__(self, "enable_adacorrection", True)
+
+    @property
+    def name(self) -> str:
+        """Display name: ``Fb``, ``Fb+AdaCorrection``, ``Auto``."""
+        corrected = self.enable_adacorrection and self.use_cache != "Auto"
+        return self.use_cache + (CORRECTED_SUFFIX if corrected else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> "CacheConfig":
+        """Build from a mapping; unknown keys raise `ValueError`."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(
+                f"unknown option {', '.join(map(repr, unknown))}; accepted: {', '.join(known)}"
+            )
+        return cls(**options)
+
+    @classmethod
+    def from_name(cls, name: str, **options: Any) -> "CacheConfig":
+        """Build from a display name such as ``Fast`` or ``Fast+AdaCorrection``."""
+        base = name.removesuffix(CORRECTED_SUFFIX)
+        if base not in METHODS:
+            raise ValueError(
+                f"unknown cache method {name!r}; accepted: {', '.join(METHODS)}, "
+                f"each with or without {CORRECTED_SUFFIX!r}"
+            )
+        if name != base:
+            options = {**options, "enable_adacorrection": True}
+        return cls.from_dict({**options, "use_cache": base})
+
+
+_FILE_KEYS = ("family", "default_method", "methods")
+
+
+def load_family_config(path: str | Path) -> dict[str, CacheConfig]:
+    """Read a configuration file: display name -> `CacheConfig`, the default method first.
+
+    Raises `FileNotFoundError`, or `ValueError` naming the file, the key and what is accepted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"config: no file {path}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {path} is not YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
+        raise ValueError(f"config: {path} must map {', '.join(_FILE_KEYS)}, methods to options")
+    unknown = sorted(set(content) - set(_FILE_KEYS))
+    if unknown:
+        raise ValueError(f"config: {path}: unknown key {unknown}; accepted: {', '.join(_FILE_KEYS)}")
+    configs = {}
+    for name, options in content["methods"].items():
+        try:
+            configs[name] = CacheConfig.from_name(name, **(options or {}))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"config: {path}: {name}: {error}") from error
+    default = content.get("default_method", next(iter(configs)))
+    if default not in configs:
+        raise ValueError(f"config: {path}: default_method must be one of {', '.join(configs)}")
+    return {default: configs.pop(default), **configs}
+
+
+def load_config(path: str | Path, method: str | None = None) -> CacheConfig:
+    """Read one method's configuration from a file; None takes the file's default method."""
+    configs = load_family_config(path)
+    if method is None:
+        return next(iter(configs.values()))
+    if method not in configs:
+        raise ValueError(f"method must be one of {', '.join(configs)} (in {path}), got {method!r}")
+    return configs[method]

@@ -1,0 +1,1 @@
+"""Pure tensor maths of caching and correction; knows no models, hooks or pipelines."""

@@ -1,0 +1,45 @@
+"""Cheap signals that decisions are made from, as fp32 sums.
+
+Every signal is returned as a numerator and a denominator *sum* over the local tokens. Sums, unlike
+ratios, can be added up over ranks that hold different tokens, and they are divided on the host.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def l1_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
+    """Return ``[sum |x - reference|, sum |reference|]`` (scalars, float32).
+
+    Their ratio is the relative L1 change of TeaCache (arXiv 2411.19108, eq. 4) and FBCache.
+    """
+    x, reference = x.float(), reference.float()
+    return [(x - reference).abs().sum(), reference.abs().sum()]
+
+
+def l2_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
+    """Return ``[||x - reference||^2, ||reference||^2]`` (scalars, float32)."""
+    x, reference = x.float(), reference.float()
+    return [(x - reference).square().sum(), reference.square().sum()]
+
+
+def token_std_sum(x: Tensor) -> Tensor:
+    """Sum over samples and tokens of the standard deviation over channels, for x ``[B, N, C]``.
+
+    The spatial statistic of AdaCorrection's Offset Estimation Module; population deviation.
+    """
+    return x.float().std(dim=-1, unbiased=False).sum()
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """Relative change from its two sums; infinite if something grew out of exactly nothing."""
+    if denominator > 0.0:
+        return numerator / denominator
+    return math.inf if numerator > 0.0 else 0.0
+
+
+def root_ratio(numerator: float, denominator: float) -> float:
+    """Relative L2 change ``||a|| / ||b||`` from the two sums of squares."""
+    return math.sqrt(ratio(numerator, denominator))

@@ -1,0 +1,1 @@
+"""Running models: caching and correction of transformer calls."""

@@ -1,0 +1,1 @@
+"""Caches for transformers: state, decisions, correction, and descriptions of model families."""

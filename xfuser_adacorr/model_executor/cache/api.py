@@ -1,0 +1,132 @@
+"""The verbs: enable, disable, reset and summarise a cache on a pipeline or a transformer."""
+
+from typing import Any
+
+from torch import nn
+
+from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.core.distributed import DecisionScope
+
+from .clock import SchedulerClock, TimestepClock
+from .context import CacheSummary
+from .diffusers_adapters.registry import find_family
+from .engine import CacheEngine, engine_of
+from .intercept import handler_of
+
+
+def _transformer_of(x: Any) -> nn.Module:
+    """The transformer of a pipeline, or the transformer itself."""
+    transformer = x if isinstance(x, nn.Module) else getattr(x, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise TypeError(
+            f"expected a transformer or a pipeline with a transformer, got {type(x).__name__}"
+        )
+    return transformer
+
+
+def _clock_for(x: Any, scheduler: Any, config: CacheConfig) -> SchedulerClock | TimestepClock:
+    if scheduler is None and isinstance(x, nn.Module):
+        return TimestepClock(config.num_steps)
+    current = scheduler if scheduler is not None else x.scheduler
+    if not hasattr(current, "sigmas") or not hasattr(current, "timesteps"):
+        raise ValueError(
+            f"scheduler must have timesteps and sigmas, as diffusers' flow-matching schedulers do; "
+            f"got {type(current).__name__}"
+        )
+    return SchedulerClock((lambda: scheduler) if scheduler is not None else (lambda: x.scheduler))
+
+
+def enable_cache(x: Any, config: CacheConfig | str = "Auto", *, scheduler: Any = None, **options: Any) -> Any:
+    """Enable a cache on a diffusers pipeline or transformer, in place.
+
+    Args:
+        x: pipeline (its scheduler tells the steps) or transformer.
+        config: a `CacheConfig`, or a method's name such as ``"Fb"`` or ``"Fast+AdaCorrection"``.
+        scheduler: for a bare transformer, the scheduler that samples with it. Without it the place
+            in the schedule is inferred from the timesteps, and AdaCorrection assumes Euler steps
+            ``x <- x + dsigma * output``.
+        options: fields of `CacheConfig`, with a method's name only.
+
+    Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes or
+    calibrations of another model, and if a cache is already enabled; `TypeError` for wrong types.
+    """
+    if isinstance(config, str):
+        config = CacheConfig.from_name(config, **options)
+    elif not isinstance(config, CacheConfig):
+        raise TypeError(f"config must be a CacheConfig or a method's name, got {config!r}")
+    elif options:
+        raise TypeError(f"options {sorted(options)} belong into the CacheConfig given")
+    transformer = _transformer_of(x)
+    if is_cache_enabled(x):
+        raise ValueError("a cache is already enabled on this transformer; call disable_cache first")
+    family = find_family(transformer)
+    clock = _clock_for(x, scheduler, config)
+    CacheEngine(transformer, family, config, clock, DecisionScope()).install()
+    return x
+
+
+def disable_cache(x: Any) -> None:
+    """Give the transformer back exactly as it was; `ValueError` if no cache is enabled."""
+    engine_of(_transformer_of(x)).uninstall()
+
+
+def reset_cache(x: Any) -> None:
+    """Forget the running generation; the next call begins a new one."""
+    engine_of(_transformer_of(x)).reset()
+
+
+def is_cache_enabled(x: Any) -> bool:
+    """Whether this or one of diffusers' own caches is enabled."""
+    transformer = _transformer_of(x)
+    return handler_of(transformer) is not None or bool(
+        getattr(transformer, "is_cache_enabled", False)
+    )
+
+
+def cache_summary(x: Any) -> CacheSummary:
+    """What the running generation, or the last one, cost and decided."""
+    return engine_of(_transformer_of(x)).summary()
+
+
+def apply_cache_on_transformer(
+    transformer: nn.Module,
+    *,
+    use_cache: str | None = "Fb",
+    rel_l1_thresh: float | None = None,
+    motion_threshold: float = 0.1,
+    num_steps: int | None = None,
+    return_hidden_states_first: bool | None = None,
+    enable_adacorrection: bool = False,
+    adacorr_gamma: float = 1.0,
+    adacorr_lambda: float = 1.0,
+    adacorr_tolerance: float | None = None,
+    adacorr_mode: str = "adaptive",
+    scheduler: Any = None,
+) -> nn.Module:
+    """Enable a cache on a transformer, with the arguments that xfuser's callers know.
+
+    ``use_cache=None`` is AdaCorrection alone if it is enabled, and otherwise leaves the transformer
+    as it is. ``return_hidden_states_first`` is checked against the family's blocks. The other
+    arguments are those of `CacheConfig`. Returns the same transformer.
+    """
+    family = find_family(transformer)
+    first = family.block_lists[0].returns[0] == family.output_stream
+    if return_hidden_states_first not in (None, first):
+        raise ValueError(
+            f"return_hidden_states_first must be None or {first} for {family.transformer_class}, "
+            f"got {return_hidden_states_first!r}"
+        )
+    if use_cache is None and not enable_adacorrection:
+        return transformer
+    config = CacheConfig(
+        use_cache=use_cache or "Auto",
+        rel_l1_thresh=rel_l1_thresh,
+        motion_threshold=motion_threshold,
+        num_steps=num_steps,
+        enable_adacorrection=enable_adacorrection,
+        adacorr_gamma=adacorr_gamma,
+        adacorr_lambda=adacorr_lambda,
+        adacorr_tolerance=adacorr_tolerance,
+        adacorr_mode=adacorr_mode,
+    )
+    return enable_cache(transformer, config, scheduler=scheduler)

@@ -1,0 +1,1 @@
+"""Corrections: what turns measured offsets into better values."""

@@ -1,0 +1,67 @@
+"""FLUX.1 (``FluxTransformer2DModel``): dual-stream blocks, then single-stream blocks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
+
+from .registry import BlockList, ModelFamily, TeaPolynomial, register_family
+
+__all__ = ["FLUX", "apply_cache_on_transformer"]
+
+STREAMS = ("hidden_states", "encoder_hidden_states")
+RETURNS = ("encoder_hidden_states", "hidden_states")
+
+FLUX_DEV_LAYERS = {"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24}
+FLUX_DEV_POLYNOMIAL = TeaPolynomial(
+    coefficients=(498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
+)
+"""TeaCache's published fit for FLUX.1-dev; its fit range is not published."""
+
+
+def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    return block.norm1(arguments["hidden_states"], emb=arguments["temb"])[0]
+
+
+def select_tokens(arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+    """Keep the image tokens in ``index``; the rotary embedding covers text, then image tokens."""
+    text_tokens = arguments["encoder_hidden_states"].shape[1]
+    cos, sin = arguments["image_rotary_emb"]
+    rows = torch.cat([torch.arange(text_tokens, device=index.device), index + text_tokens])
+    return {
+        "hidden_states": arguments["hidden_states"][:, index],
+        "image_rotary_emb": (cos[rows], sin[rows]),
+    }
+
+
+def make_output(sample: Tensor, return_dict: bool) -> Any:
+    return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+def published_polynomial(config: Mapping[str, Any]) -> TeaPolynomial | None:
+    is_flux_dev = all(config.get(key) == value for key, value in FLUX_DEV_LAYERS.items())
+    return FLUX_DEV_POLYNOMIAL if is_flux_dev else None
+
+
+FLUX = register_family(
+    ModelFamily(
+        name="flux",
+        transformer_class="FluxTransformer2DModel",
+        block_lists=(
+            BlockList(attribute="transformer_blocks", streams=STREAMS, returns=RETURNS),
+            BlockList(attribute="single_transformer_blocks", streams=STREAMS, returns=RETURNS),
+        ),
+        latents="hidden_states",
+        timestep="timestep",
+        output_stream="hidden_states",
+        modulated_input=modulated_input,
+        select_tokens=select_tokens,
+        make_output=make_output,
+        published_polynomial=published_polynomial,
+        thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05},
+    )
+)

@@ -1,0 +1,97 @@
+"""What every base method has to say: its signal, its decision, and what stands in for a reuse."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily, Streams
+
+
+@dataclass(slots=True)
+class BlockCall:
+    """One block's turn within a transformer call."""
+
+    index: int
+    count: int
+    """Blocks of the whole stack."""
+    block: nn.Module
+    arguments: Mapping[str, Any]
+    """All block arguments, bound by name."""
+    streams: Streams
+    run: Callable[..., Streams]
+    """``run(**overrides)`` executes the block; without overrides it executes it once."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Scalars to be read on the host before the decision, in one packed vector."""
+
+    sums: list[Tensor] = field(default_factory=list)
+    """Added up over the ranks that share the sample."""
+    local: list[Tensor] = field(default_factory=list)
+    """This rank's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A base method's decision about one call."""
+
+    reuse: bool
+    signal: float
+    """What was compared with the threshold."""
+    run_blocks: tuple[bool, ...] | None = None
+    """Per-block methods: the blocks to execute; None: all or none."""
+
+
+class BaseMethod(ABC):
+    """Decides which calls are computed and what stands in for the others.
+
+    Per call the engine asks `probe` (at the first block), reads its scalars, asks `verdict` unless
+    the call has no predecessor, tells the outcome to `settle`, then sends every block through
+    `run_block`. All state lives in the object from `new_state`, one per branch and generation.
+    """
+
+    forces_last = True
+    """The last call of a generation is always computed."""
+
+    def __init__(
+        self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
+    ) -> None:
+        self.family = family
+        self.threshold = config.rel_l1_thresh
+        if self.threshold is None:
+            self.threshold = family.thresholds[config.use_cache]
+        self.signal_only = signal_only
+        """A correction stands in for reused values: keep no values, just the signal's reference."""
+
+    @abstractmethod
+    def new_state(self) -> Any:
+        """Fresh state of one branch of one generation."""
+
+    @abstractmethod
+    def probe(self, state: Any, call: BlockCall) -> Signal:
+        """Measure the signal at the first block; empty without a predecessor."""
+
+    @abstractmethod
+    def verdict(self, state: Any, sums: list[float], local: list[float]) -> Verdict:
+        """Decide from the scalars of `probe`."""
+
+    @abstractmethod
+    def settle(self, state: Any, verdict: Verdict | None, refreshed: bool) -> None:
+        """Take note of the outcome, which may be a refresh that others asked for."""
+
+    @abstractmethod
+    def run_block(self, state: Any, call: BlockCall, verdict: Verdict | None) -> Streams:
+        """Return the block's output streams; ``verdict is None`` is a refresh."""

@@ -1,0 +1,172 @@
+"""FastCache: a per-block test on the block's input; static tokens may bypass the blocks."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.core.signals import l2_sums, root_ratio
+from xfuser_adacorr.model_executor.cache.calibration import load_fast_maps
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
+
+from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
+
+STACK = "stack"
+
+
+@dataclass(slots=True)
+class FastState:
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    """Each block's input at its own last execution ``[B, N, D]``."""
+    residuals: dict[int, Streams] = field(default_factory=dict)
+    """Each block's residuals at that execution; not kept where a fitted map stands in."""
+    stack_residual: Tensor | None = None
+    """Static tokens: residual of the whole stack at the last full call ``[B, N, D]``."""
+    predicted: list[Streams] = field(default_factory=list)
+    """Streams before each block, and after the last, if all blocks were reused."""
+    stack_input: Tensor | None = None
+    moving: Tensor | None = None
+    """Static tokens: indices of the moving tokens of this call ``[K]``."""
+    executed: bool = False
+    """A block of this call has been executed, so ``predicted`` holds no more."""
+
+
+class Fast(BaseMethod):
+    """Replace block l iff ``||H - H_ref|| / ||H_ref|| <= rel_l1_thresh`` on its input H.
+
+    ``H_ref`` is the input of the block's own last execution. The stand-in is the fitted linear map
+    ``h + W_l h + b_l`` if one was calibrated, else ``h + R_l`` with the block's last residual. All
+    tests are read at once: H is predicted by the stand-ins of the blocks before it, which is exact
+    until the first block runs. The first and the last call are computed.
+
+    With ``static_tokens``, tokens whose squared change since the last full call is at most
+    ``motion_threshold`` of the largest one (over the batch) bypass the blocks through the stack's
+    map ``h + W_c h + b_c`` or its last residual; blocks see the moving tokens and all text tokens.
+
+    Source: FastCache (arXiv 2505.20353); its chi-square test is equivalent to a threshold near 1
+    and its code reduces to the threshold 0.05 used here.
+    """
+
+    def __init__(
+        self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
+    ) -> None:
+        super().__init__(config, family, transformer, signal_only=signal_only)
+        self.static_tokens = config.static_tokens and not signal_only
+        self.motion_threshold = config.motion_threshold
+        self.maps = load_fast_maps(transformer, config.calibration)
+
+    def new_state(self) -> FastState:
+        return FastState()
+
+    def _mapped(self, x: Tensor, unit: str, stream: str) -> Tensor | None:
+        """``x + W x + b`` through a fitted map, or None if there is none for this unit."""
+        if f"{unit}.{stream}.weight" not in self.maps:
+            return None
+        weight = self.maps[f"{unit}.{stream}.weight"].to(x.device, x.dtype)
+        bias = self.maps[f"{unit}.{stream}.bias"].to(x.device, x.dtype)
+        return x + nn.functional.linear(x, weight, bias)
+
+    def _stand_in(self, state: FastState, index: int, streams: Streams) -> Streams:
+        out = {}
+        for name, x in streams.items():
+            mapped = self._mapped(x, f"blocks.{index}", name)
+            if mapped is None:
+                residual = state.residuals[index][name]
+                if state.moving is not None and name == self.family.output_stream:
+                    residual = residual[:, state.moving]
+                mapped = x + residual
+            out[name] = mapped
+        return out
+
+    def probe(self, state: FastState, call: BlockCall) -> Signal:
+        stream = self.family.output_stream
+        state.moving, state.executed, state.predicted = None, False, []
+        if not state.inputs:
+            return Signal()
+        if self.signal_only:
+            return Signal(l2_sums(call.streams[stream], state.inputs[0]))
+        sums, local, streams = [], [], call.streams
+        for index in range(call.count):
+            state.predicted.append(streams)
+            sums += l2_sums(streams[stream], state.inputs[index])
+            streams = self._stand_in(state, index, streams)
+        state.predicted.append(streams)
+        if self.static_tokens:
+            motion = (call.streams[stream] - state.inputs[0]).float().square().sum(-1).amax(0)
+            state.moving = motion.argsort(descending=True)
+            local.append((motion > self.motion_threshold * motion.max()).sum())
+        return Signal(sums, local)
+
+    def verdict(self, state: FastState, sums: list[float], local: list[float]) -> Verdict:
+        changes = [root_ratio(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
+        if local:
+            state.moving = state.moving[: max(int(local[0]), 1)]
+        run_blocks = tuple(change > self.threshold for change in changes)
+        return Verdict(not all(run_blocks) or bool(local), max(changes), run_blocks)
+
+    def settle(self, state: FastState, verdict: Verdict | None, refreshed: bool) -> None:
+        if refreshed:
+            state.moving, state.predicted = None, []
+
+    def run_block(self, state: FastState, call: BlockCall, verdict: Verdict | None) -> Streams:
+        if call.is_first:
+            state.stack_input = call.streams[self.family.output_stream]
+        execute = verdict is None or verdict.run_blocks[call.index]
+        if not execute and not state.executed and state.moving is None:
+            out = state.predicted[call.index + 1]
+        else:
+            out = self._run_tokens(state, call, execute)
+        if call.is_last:
+            out = self._finish(state, out, refreshed=verdict is None)
+        return out
+
+    def _run_tokens(self, state: FastState, call: BlockCall, execute: bool) -> Streams:
+        """Run or replace the block, on the moving tokens alone where there are static ones."""
+        stream, streams, overrides = self.family.output_stream, call.streams, {}
+        if state.moving is not None:
+            arguments = call.arguments
+            if not call.is_first:  # the stream is already cut down to the moving tokens
+                arguments = {**arguments, stream: state.stack_input}
+            overrides = self.family.select_tokens(arguments, state.moving)
+            if not call.is_first:
+                overrides[stream] = streams[stream]
+            streams = {**streams, stream: overrides[stream]}
+        if not execute:
+            return self._stand_in(state, call.index, streams)
+        state.executed = True
+        out = call.run(**overrides)
+        if not self.signal_only or call.is_first:
+            self._store(state, call.index, streams, out)
+        return out
+
+    def _store(self, state: FastState, index: int, streams: Streams, out: Streams) -> None:
+        stream = self.family.output_stream
+        if state.moving is None:
+            state.inputs[index] = streams[stream].clone()
+        else:
+            state.inputs[index][:, state.moving] = streams[stream]
+        if self.signal_only:
+            return
+        kept = state.residuals.setdefault(index, {})
+        for name, x in streams.items():
+            if f"blocks.{index}.{name}.weight" in self.maps:
+                continue
+            if state.moving is not None and name == stream:
+                kept[name][:, state.moving] = out[name] - x
+            else:
+                kept[name] = out[name] - x
+
+    def _finish(self, state: FastState, out: Streams, refreshed: bool) -> Streams:
+        """Put static tokens back beside the moving ones, and drop what only this call needed."""
+        stream = self.family.output_stream
+        if state.moving is not None:
+            whole = self._mapped(state.stack_input, STACK, stream)
+            if whole is None:
+                whole = state.stack_input + state.stack_residual
+            whole = torch.index_copy(whole, 1, state.moving, out[stream])
+            out = {**out, stream: whole}
+        elif refreshed and self.static_tokens:
+            state.stack_residual = out[stream] - state.stack_input
+        state.stack_input, state.moving, state.predicted = None, None, []
+        return out

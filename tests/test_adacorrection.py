@@ -184,7 +184,7 @@ def test_literal_weight_follows_the_papers_formula():
 
 @pytest.mark.parametrize("gamma", [0.05, 0.3, 1.0, 3.0])
 def test_literal_deviation_is_bounded_on_lipschitz_blocks(gamma):
-    """||h^ - B(h)|| <= (1 - w) * Lip * accumulated change of the input since the entry was fresh."""
+    """||h^ - B(h)|| <= (1 - w) * Lip * accumulated change of the input since it was fresh."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(8, 8, generator=generator, dtype=torch.float64)
     lipschitz = torch.linalg.matrix_norm(weight, 2).item()  # tanh is 1-Lipschitz
@@ -196,7 +196,7 @@ def test_literal_deviation_is_bounded_on_lipschitz_blocks(gamma):
             hidden = hidden + 0.05 * torch.randn(1, 5, 8, generator=generator, dtype=torch.float64)
             travelled += (hidden - previous).norm().item()
         fresh = {"hidden_states": torch.tanh(hidden @ weight)}
-        call = BlockCall(0, 1, None, {}, {"hidden_states": hidden}, lambda: fresh)
+        call = BlockCall(0, 1, None, {}, {"hidden_states": hidden}, lambda out=fresh: out)
         record = CallRecord("cond", t, 1.0 - t / 12, t == 0, "first" if t == 0 else "reuse")
         w = 1.0
         if t > 0:

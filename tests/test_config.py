@@ -42,7 +42,11 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         ({"adacorr_lambda": float("inf")}, ValueError, "adacorr_lambda"),
         ({"adacorr_tolerance": 0.0}, ValueError, "adacorr_tolerance must be above 0"),
         ({"adacorr_mode": "full"}, ValueError, "adacorr_mode must be one of adaptive, literal"),
-        ({"use_cache": "Fb", "static_tokens": True}, ValueError, "static_tokens is an option of Fast"),
+        (
+            {"use_cache": "Fb", "static_tokens": True},
+            ValueError,
+            "static_tokens is an option of Fast",
+        ),
         ({"use_cache": "Fb", "calibration": "x"}, ValueError, "calibration is an option of Tea"),
     ],
 )

@@ -22,7 +22,9 @@ def pair():
 def test_l1_ratio_is_the_relative_mean_absolute_change(pair):
     x, reference = pair
     expected = (x.double() - reference.double()).abs().mean() / reference.double().abs().mean()
-    assert ratio(*[s.item() for s in l1_sums(x, reference)]) == pytest.approx(float(expected), rel=1e-6)
+    assert ratio(*[s.item() for s in l1_sums(x, reference)]) == pytest.approx(
+        float(expected), rel=1e-6
+    )
 
 
 def test_l2_ratio_is_the_relative_norm_of_the_change(pair):
@@ -69,7 +71,8 @@ def test_drift_is_relative_to_the_reference(pair):
 
 
 @pytest.mark.parametrize(
-    ("gamma", "score", "expected"), [(1.0, 0.4, 0.4), (0.0, 9.0, 0.0), (2.0, 0.4, 0.8), (1e9, 0.1, 1.0)]
+    ("gamma", "score", "expected"),
+    [(1.0, 0.4, 0.4), (0.0, 9.0, 0.0), (2.0, 0.4, 0.8), (1e9, 0.1, 1.0)],
 )
 def test_weight_clips_gamma_times_the_score(gamma, score, expected):
     assert correction_weight(score, gamma) == pytest.approx(expected)

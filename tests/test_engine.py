@@ -219,7 +219,9 @@ def test_no_method_holds_more_than_its_stated_memory(sampler, name):
     def counting(*args):
         out = finish(*args)
         held.append(
-            tensor_bytes([[b.method_state, b.correction_state] for b in engine.generation.branches.values()])
+            tensor_bytes(
+                [[b.method_state, b.correction_state] for b in engine.generation.branches.values()]
+            )
         )
         return out
 

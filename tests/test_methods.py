@@ -28,9 +28,7 @@ def test_fb_follows_its_formula(sampler):
         h, e, shared = embed(model, inputs)
         e1, h1 = all_blocks(model)[0](h, e, **shared)
         r = h1 - h
-        hit = index > 0 and (
-            (memory["r"] - r).abs().mean() / memory["r"].abs().mean() < threshold
-        )
+        hit = index > 0 and ((memory["r"] - r).abs().mean() / memory["r"].abs().mean() < threshold)
         computed.append(not hit)
         if not hit:
             out, _ = run_blocks(all_blocks(model)[1:], h1, e1, shared)

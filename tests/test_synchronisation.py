@@ -67,7 +67,7 @@ def test_no_read_inside_blocks(host_reads, name):
     enable_cache(sampler.transformer, config, scheduler=sampler.scheduler)
     reads_per_call(sampler, host_reads)
     engine, inside = engine_of(sampler.transformer), []
-    execute = engine._execute
+    execute = engine.blocks._execute
 
     def watched(*args):
         before = len(host_reads)
@@ -75,7 +75,7 @@ def test_no_read_inside_blocks(host_reads, name):
         inside.append(len(host_reads) - before)
         return out
 
-    engine._execute = watched
+    engine.blocks._execute = watched
     reads_per_call(sampler, host_reads)
     assert name == "Auto" or inside
     assert not any(inside)

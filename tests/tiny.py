@@ -54,7 +54,15 @@ class FluxSampler:
         return torch.randn(batch, grid * grid, 8, generator=generator)
 
     def run(
-        self, steps=20, *, seed=0, guidance=None, grid=GRID, batch=1, stop_after=None, finish=True,
+        self,
+        steps=20,
+        *,
+        seed=0,
+        guidance=None,
+        grid=GRID,
+        batch=1,
+        stop_after=None,
+        finish=True,
         extra=None,
     ):
         """Sample; ``guidance`` adds the ``uncond`` call, ``stop_after`` cancels the run."""

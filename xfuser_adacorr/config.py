@@ -50,7 +50,7 @@ class CacheConfig:
     rel_l1_thresh: float | None = None
     """Threshold of the base method's relative change, >= 0; None: the family's default."""
     motion_threshold: float = 0.1
-    """Fast with ``static_tokens``: saliency, relative to the largest, up to which a token is static."""
+    """Fast with ``static_tokens``: saliency over the largest up to which a token is static."""
     static_tokens: bool = False
     """Fast: static tokens bypass the blocks through one map of the whole stack."""
     warmup_steps: int = 0
@@ -62,7 +62,7 @@ class CacheConfig:
     enable_adacorrection: bool = False
     """Correct the base method (always on for ``Auto`` in adaptive mode)."""
     adacorr_gamma: float = 1.0
-    """gamma, strength of the correction weight w = clip(gamma * S, 0, 1); 0: never refresh for w."""
+    """gamma in the correction weight w = clip(gamma * S, 0, 1); 0: never refresh for w."""
     adacorr_lambda: float = 1.0
     """lambda, weight of the spatial term in the offset score S."""
     adacorr_tolerance: float | None = None
@@ -72,7 +72,9 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         if self.use_cache not in METHODS:
-            raise ValueError(f"use_cache must be one of {', '.join(METHODS)}, got {self.use_cache!r}")
+            raise ValueError(
+                f"use_cache must be one of {', '.join(METHODS)}, got {self.use_cache!r}"
+            )
         if self.adacorr_mode not in ADACORR_MODES:
             raise ValueError(
                 f"adacorr_mode must be one of {', '.join(ADACORR_MODES)}, got {self.adacorr_mode!r}"
@@ -150,7 +152,9 @@ def load_family_config(path: str | Path) -> dict[str, CacheConfig]:
         raise ValueError(f"config: {path} must map {', '.join(_FILE_KEYS)}, methods to options")
     unknown = sorted(set(content) - set(_FILE_KEYS))
     if unknown:
-        raise ValueError(f"config: {path}: unknown key {unknown}; accepted: {', '.join(_FILE_KEYS)}")
+        raise ValueError(
+            f"config: {path}: unknown key {unknown}; accepted: {', '.join(_FILE_KEYS)}"
+        )
     configs = {}
     for name, options in content["methods"].items():
         try:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 CURVATURE_MAX_GAP_RATIO = 4.0
-"""Above this ratio of the gap to the previous gap, the third node extrapolates more than it says."""
+"""Gap over previous gap above which the third node would bend the blend more than it knows."""
 
 
 def blend_weights(
@@ -13,7 +13,7 @@ def blend_weights(
 ) -> tuple[float, float, float]:
     """Weights ``(b0, b1, b)`` of ``b0 * V0 + b1 * V1 + b * v`` for a call skipped at ``sigma``.
 
-    ``V0`` (at ``sigma0``) is the refresh before the skipped call, ``v`` (at ``sigma_fresh``) the one
+    ``V0`` (at ``sigma0``) is the refresh before the skipped call, ``v`` (at ``sigma_fresh``) that
     after it. Without ``sigma1`` the blend is linear: ``(1 - w, 0, w)`` with
     ``w = (sigma0 - sigma) / (sigma0 - sigma_fresh)`` in [0, 1]; with ``sigma1`` it is the parabola
     through the three refreshes (Lagrange's form).
@@ -37,7 +37,7 @@ def displacement_weights(
     """Weights of ``V0, V1, v`` in what the skipped calls still owe the latents.
 
     ``sum_j dsigma_j * (blend_j - forecast_j)`` for an Euler step ``x <- x + dsigma * out``: the
-    skipped calls stood at ``sigmas``, and ``applied[j] = (a0, a1)`` was used there (`line_weights`).
+    skipped calls stood at ``sigmas``; ``applied[j] = (a0, a1)`` was used there (`line_weights`).
     """
     gap_ratio_ok = sigma1 is not None and (
         abs(sigma_fresh - sigma0) < CURVATURE_MAX_GAP_RATIO * abs(sigma0 - sigma1)

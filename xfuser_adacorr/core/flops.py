@@ -12,9 +12,7 @@ def _cpu_attention_flops(query_shape, key_shape, value_shape, *args, **kwargs) -
 
 
 # The counter knows the attention kernels of accelerators, but not the one of the CPU.
-_EXTRA_FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops
-}
+_EXTRA_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
 
 
 def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, int]:
@@ -22,8 +20,9 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tupl
 
     Compiled code runs uncompiled here, since the counter cannot see into it.
     """
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(
-        display=False, custom_mapping=_EXTRA_FORMULAS
-    ) as counter:
+    with (
+        torch.compiler.set_stance("force_eager"),
+        FlopCounterMode(display=False, custom_mapping=_EXTRA_FORMULAS) as counter,
+    ):
         result = function(*args, **kwargs)
     return result, counter.get_total_flops()

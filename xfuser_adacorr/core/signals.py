@@ -6,7 +6,6 @@ ratios, can be added up over ranks that hold different tokens, and they are divi
 
 import math
 
-import torch
 from torch import Tensor
 
 

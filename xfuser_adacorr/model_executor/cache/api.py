@@ -36,7 +36,9 @@ def _clock_for(x: Any, scheduler: Any, config: CacheConfig) -> SchedulerClock | 
     return SchedulerClock((lambda: scheduler) if scheduler is not None else (lambda: x.scheduler))
 
 
-def enable_cache(x: Any, config: CacheConfig | str = "Auto", *, scheduler: Any = None, **options: Any) -> Any:
+def enable_cache(
+    x: Any, config: CacheConfig | str = "Auto", *, scheduler: Any = None, **options: Any
+) -> Any:
     """Enable a cache on a diffusers pipeline or transformer, in place.
 
     Args:

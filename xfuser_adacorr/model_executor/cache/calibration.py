@@ -47,7 +47,7 @@ def _check(path: Path, metadata: Mapping[str, Any], method: str, transformer: nn
         raise ValueError(f"calibration: {path} is not a calibration of {method}")
     if metadata.get("fingerprint") != model_fingerprint(transformer):
         raise ValueError(
-            f"calibration: {path} was made for another model; calibrate this one, or remove the file"
+            f"calibration: {path} was made for another model; calibrate this one or remove the file"
         )
 
 

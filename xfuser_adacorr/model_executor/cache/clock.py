@@ -50,7 +50,7 @@ class SchedulerClock:
         total = len(self._timesteps)
         if index >= total:
             raise RuntimeError(
-                f"the scheduler has finished its {total} steps; call scheduler.set_timesteps before "
+                f"the scheduler has finished its {total} steps; call set_timesteps before "
                 "calling the transformer again, or enable the cache on the transformer alone"
             )
         return Step(index, self._sigmas[index], self._sigmas[index + 1], total - index)
@@ -67,6 +67,7 @@ class TimestepClock:
     """
 
     needs_timestep = True
+    scheduler = None
 
     def __init__(self, num_steps: int | None) -> None:
         self._num_steps = num_steps

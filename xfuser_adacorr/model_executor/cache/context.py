@@ -106,7 +106,13 @@ class Generation:
         fraction = sum(call.compute_fraction for call in calls) / len(calls) if calls else 1.0
         steps = len({call.step_index for call in calls})
         return CacheSummary(
-            self.trace.method, steps, computed, len(calls) - computed, fraction, self.peak_bytes, self.trace
+            self.trace.method,
+            steps,
+            computed,
+            len(calls) - computed,
+            fraction,
+            self.peak_bytes,
+            self.trace,
         )
 
 

@@ -6,7 +6,7 @@ whatever order those are applied; giving the class back restores the module exac
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,7 @@ class InterceptedCall:
         return self.__dict__[_HANDLER](super().__call__, *args, **kwargs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _intercepted_class(cls: type, mixin: type) -> type:
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (mixin, cls), {**names, "_intercepts": cls})

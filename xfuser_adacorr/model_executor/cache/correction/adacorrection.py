@@ -26,7 +26,7 @@ from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
 
 DRIFT_LIMIT = 1.7
-"""In units of sqrt(tolerance): drift beyond which a forecast is not trusted, whatever it expects."""
+"""In units of sqrt(tolerance): drift beyond which no forecast is trusted."""
 FIRST_DRIFT_LIMIT = 0.85
 """The same while no refresh has found an offset yet."""
 
@@ -119,9 +119,7 @@ class AdaCorrection:
                 history.velocity_to_latents,
             )
             relative = max(error / self.tolerance, drift.temporal / (DRIFT_LIMIT * root))
-        weight = correction_weight(
-            offset_score(relative, drift.spatial, self.lambda_), self.gamma
-        )
+        weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
         return Score(weight, drift, expected, error)
 
     def reuse(self, history: History, step: Step, score: Score, dtype: torch.dtype) -> Tensor:

@@ -60,7 +60,7 @@ class ModelFamily:
     make_output: Callable[[Tensor, bool], Any]
     """(sample, return_dict) -> what the transformer's forward returns."""
     published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None]
-    """(model config) -> TeaCache's published polynomial if this is a checkpoint it was fitted for."""
+    """(model config) -> TeaCache's published polynomial, if this is a checkpoint it is for."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Default ``rel_l1_thresh`` of each base method."""
     tolerance: float = 0.008

@@ -22,8 +22,9 @@ class FbState:
 class Fb(BaseMethod):
     """Skip iff ``mean|r - r_ref| / mean|r_ref| < rel_l1_thresh`` with ``r = B0(h) - h``.
 
-    ``r_ref`` is written on computed calls only. A hit returns ``B0(h) + R``, where R is the residual
-    of the blocks after the first. No forced last call. Source: ParaAttention's first block cache.
+    ``r_ref`` is written on computed calls only. A hit returns ``B0(h) + R``, where R is the
+    residual of the blocks after the first. No forced last call. Source: ParaAttention's first
+    block cache.
     """
 
     forces_last = False

@@ -1,0 +1,18 @@
+"""Fit FastCache's linear maps for a model and store them beside the model."""
+
+from calibration_runs import parse_arguments, run_pipeline, settings_of
+
+from xfuser_adacorr.model_executor.cache.calibration import FAST_FILE, save_fast_maps
+from xfuser_adacorr.model_executor.cache.fitting import FastRecorder
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__, FAST_FILE)
+    recorder = FastRecorder()
+    transformer = run_pipeline(arguments, recorder)
+    save_fast_maps(arguments.output, recorder.maps(), transformer, settings_of(arguments))
+    print(f"{len(recorder.fits)} maps fitted; wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Fit TeaCache's polynomial for a model and store it beside the model."""
+
+from calibration_runs import parse_arguments, run_pipeline, settings_of
+
+from xfuser_adacorr.model_executor.cache.calibration import TEA_FILE, save_tea_polynomial
+from xfuser_adacorr.model_executor.cache.fitting import TeaRecorder
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__, TEA_FILE)
+    recorder = TeaRecorder()
+    transformer = run_pipeline(arguments, recorder)
+    save_tea_polynomial(arguments.output, recorder.fit(), transformer, settings_of(arguments))
+    print(f"{len(recorder.changes)} changes fitted; wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

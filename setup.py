@@ -1,0 +1,48 @@
+"""Package metadata. The benchmark runs from the repository and is not installed."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+BENCHMARK = ["torchmetrics>=1.4", "matplotlib>=3.8", "rich>=13"]
+TEST = [*BENCHMARK, "pytest>=8", "pytest-timeout>=2.3"]
+
+setup(
+    name="xfuser_adacorr",
+    version="0.1.0",
+    description="Cache acceleration with online error correction for Diffusion Transformers",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["xfuser_adacorr", "xfuser_adacorr.*"]),
+    package_data={"xfuser_adacorr": ["py.typed"]},
+    install_requires=[
+        "torch>=2.4",
+        "diffusers>=0.42",
+        "transformers>=4.56",
+        "xfuser>=0.7",
+        "einops",
+        "tqdm",
+        "numpy",
+        "PyYAML",
+        "safetensors",
+        "accelerate",
+        "sentencepiece",
+        "protobuf",
+    ],
+    extras_require={
+        "benchmark": BENCHMARK,
+        "inception": ["torch-fidelity>=0.3"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.8"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

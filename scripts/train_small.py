@@ -13,8 +13,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmark.small.stages import train_flux_pipeline  # noqa: E402
-from benchmark.small.training import TrainingConfig  # noqa: E402
+from benchmark.small.stages import train_flux_pipeline
+from benchmark.small.training import TrainingConfig
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,9 +23,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the pipeline's directory")
     parser.add_argument("--judge-output", type=Path, help="default: `judge` beside --output")
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and latents")
-    parser.add_argument("--minutes", type=float, default=65.0, help="of transformer training")
+    parser.add_argument("--minutes", type=float, default=58.0, help="of transformer training")
     parser.add_argument("--steps", type=int, help="of transformer training, at most")
-    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--autoencoder-steps", type=int, default=2100)
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)

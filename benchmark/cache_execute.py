@@ -1,0 +1,95 @@
+"""Compare cache methods on a diffusion transformer; `--help` lists the arguments."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if __package__ in (None, ""):
+    sys.path[0] = str(ROOT)
+
+from rich.console import Console  # noqa: E402
+
+from benchmark.settings import BenchmarkError, Settings, read_settings  # noqa: E402
+
+
+def execute(settings: Settings, console: Console) -> None:
+    """Run what the settings say; raises `BenchmarkError` before anything is written."""
+    # Imported late: --help and mistakes on the command line answer at once.
+    from benchmark.loading import fingerprint, load_documented, load_prompts
+    from benchmark.plan import comparison_rows, gamma_lambda_rows, same_compute_rows
+    from benchmark.report import gather, write_results
+    from benchmark.runner import ODE, Workbench, measure_latencies, run_rows, threads
+    from benchmark.store import Store
+    from benchmark.sweep import sweep_rows
+
+    store = Store(settings.output_dir)
+    store.check(settings.resume)
+    documented = load_documented(settings)
+    load_prompts(settings)
+    make_rows = {
+        "comparison": comparison_rows,
+        "sweep": sweep_rows,
+        "gamma_lambda": gamma_lambda_rows,
+    }[settings.mode]
+    try:
+        rows = make_rows(
+            settings.cache_methods,
+            settings.num_inference_steps,
+            documented,
+            settings.cache_options,
+        )
+    except (TypeError, ValueError) as error:
+        raise BenchmarkError(str(error)) from error
+
+    console.print(f"Loading {settings.model}")
+    bench = Workbench(settings)
+    store.open(_identity(settings, fingerprint, threads(settings)), settings.resume)
+    run_rows(bench, [ODE, *rows] if settings.ode_reference else rows)
+    seconds = None
+    if settings.mode == "comparison":
+        fractions = {row.key: store.row(row.key)["compute_fraction"] for row in rows}
+        rows = sorted(
+            rows + same_compute_rows(rows, fractions),
+            key=lambda row: settings.num_inference_steps.index(row.reference_steps),
+        )
+        run_rows(bench, rows)
+        seconds = measure_latencies(bench, rows)
+    for table in write_results(store, gather(bench, rows, seconds)):
+        console.print(table.rich())
+    console.print(f"Report: {store.report}", soft_wrap=True)
+
+
+def _identity(settings: Settings, fingerprint, threads: int) -> dict:
+    """What has to be the same for finished rows to be used again."""
+    identity = settings.to_dict()
+    for name in ("output_dir", "resume", "workers"):
+        del identity[name]
+    model = Path(settings.model).expanduser()
+    identity["threads"] = threads
+    identity["model files"] = fingerprint(model) if model.is_dir() else None
+    identity["library files"] = fingerprint(ROOT / "xfuser_adacorr")
+    return identity
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for a mistake of the user's, 130 if interrupted."""
+    errors = Console(stderr=True)
+    try:
+        settings = read_settings(sys.argv[1:] if argv is None else argv)
+        console = Console()
+        console.width = max(console.width, 130)  # tables are not to be cut off
+        execute(settings, console)
+    except BenchmarkError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command with --resume goes on", markup=False)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(main())

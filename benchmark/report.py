@@ -1,0 +1,178 @@
+"""Gathers rows into ``results.json`` and writes ``report.md`` from it."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.loading import default_device
+from benchmark.metrics import PSNR_CAP_DB
+from benchmark.plan import Row, uncached_row
+from benchmark.plots import draw_comparison, draw_quality
+from benchmark.runner import ODE, TIMED_PROMPTS, Workbench, latency_fields, threads
+from benchmark.scoring import describe_distance
+from benchmark.store import Store, write_json, write_text
+from benchmark.sweep import interpolated_table
+from benchmark.tables import (
+    Table,
+    comparison_tables,
+    gamma_lambda_tables,
+    interpolated_tables,
+    sweep_tables,
+    verdict_tables,
+)
+from xfuser_adacorr import __version__
+
+
+def environment(bench: Workbench) -> dict[str, Any]:
+    """Machine and versions; no dates, no host names."""
+    packages = ("torch", "diffusers", "transformers", "torchmetrics", "numpy")
+    device = default_device(bench.settings)
+    if device.startswith("cuda"):
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {
+        "xfuser_adacorr": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": device,
+        "threads": threads(bench.settings),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def gather(
+    bench: Workbench, rows: Sequence[Row], seconds: Mapping[str, list[float]] | None
+) -> dict[str, Any]:
+    """The content of ``results.json``: kept rows, with latencies where they were measured."""
+    results = []
+    for row in rows:
+        result = {"key": row.key, **bench.store.row(row.key)}
+        timing: dict[str, Any] = {"latency_s": None, "fps": None, "speedup": None}
+        if seconds is not None:
+            uncached = seconds[uncached_row(row.reference_steps).key]
+            timing = latency_fields(seconds[row.key], uncached)
+        results.append({**result, **timing})
+    height, width = bench.shape
+    document = {
+        "schema": 1,
+        "environment": environment(bench),
+        "settings": {**bench.settings.to_dict(), "height": height, "width": width},
+        "fid": describe_distance(bench.settings, bench.scorer.judge is not None),
+        "prompts": bench.entries,
+        "results": results,
+    }
+    if bench.settings.mode == "sweep":
+        document["interpolated"] = interpolated_table(results)
+    return document
+
+
+def write_results(store: Store, document: Mapping[str, Any]) -> list[Table]:
+    """Write figures, ``report.md`` and ``results.json``; returns the tables worth printing."""
+    mode = document["settings"]["mode"]
+    results = document["results"]
+    figures = draw_quality(store, document) if mode != "gamma_lambda" else {}
+    further: list[Table] = []
+    if mode == "comparison":
+        tables = comparison_tables(results)
+        figures |= draw_comparison(store, document)
+    elif mode == "sweep":
+        tables = interpolated_tables(document["interpolated"])
+        tables += verdict_tables(document["interpolated"], results)
+        further = sweep_tables(results)
+    else:
+        tables = gamma_lambda_tables(results)
+    write_text(store.report, render(document, tables, figures, further))
+    write_json(store.results, document)
+    return tables
+
+
+TITLES = {
+    "comparison": "Cache methods compared",
+    "sweep": "Cache methods over compute",
+    "gamma_lambda": "Sensitivity to gamma and lambda",
+}
+
+
+def render(
+    document: Mapping[str, Any],
+    tables: Sequence[Table],
+    figures: Mapping[str, str],
+    further: Sequence[Table] = (),
+) -> str:
+    """The report as markdown."""
+    mode = document["settings"]["mode"]
+    parts = [f"# {TITLES[mode]}\n", _introduction(document)]
+    parts += [_section(table) for table in tables]
+    parts += ["## How it was measured\n", _method(document)]
+    for text, path in figures.items():
+        parts += [f"## {text[0].upper()}{text[1:]}\n", f"![{text}]({path})\n"]
+    parts += [_section(table) for table in further]
+    return "\n".join(parts)
+
+
+def _section(table: Table) -> str:
+    return f"## {table.title}\n\n{table.markdown()}"
+
+
+def _introduction(document: Mapping[str, Any]) -> str:
+    settings = document["settings"]
+    shipped = (
+        Path(settings["model"]).name if Path(settings["model"]).is_dir() else settings["model"]
+    )
+    count = len(document["prompts"])
+    return (
+        f"Model `{shipped}` ({settings['model_type']}), {settings['width']}x{settings['height']} "
+        f"pixels, {count} prompt{'s' if count > 1 else ''} of the {settings['split']} split with "
+        f"one seed each, {settings['dtype']}"
+        + (
+            f", true CFG scale {settings['true_cfg_scale']:g}"
+            if settings["true_cfg_scale"] > 1
+            else ""
+        )
+        + ".\n"
+    )
+
+
+def _method(document: Mapping[str, Any]) -> str:
+    settings, env = document["settings"], document["environment"]
+    lines = [
+        "Compute fraction: FLOPs of the executed blocks over FLOPs of all blocks, mean over the "
+        "prompts; for rows with fewer steps their share of the steps.",
+        "PSNR: each picture, as floats in [0, 1], against the uncached picture of the same "
+        "prompt, seed and step count; mean ± standard deviation (minimum) over the prompts. "
+        f"Identical pictures count as {PSNR_CAP_DB:g} dB, which is also the cap.",
+        f"FID: {document['fid']}. It depends on the number of pictures "
+        f"({len(document['prompts'])} here): compare rows of this report only.",
+        "Prompt accuracy: share of pictures in which the classifier finds everything the prompt "
+        "names.",
+        "Fewer steps: the same pipeline without a cache and with fewer steps, by its own Euler "
+        "solver and by DPM-Solver++ (second order, flow prediction, same time shift).",
+    ]
+    if settings["ode_reference"]:
+        lines.append(
+            f"PSNR to ODE: against {ODE.solver} with {ODE.num_inference_steps} uncached steps, "
+            "a stand-in for the exact solution of the sampling ODE."
+        )
+    if settings["mode"] == "comparison":
+        timed = min(TIMED_PROMPTS, len(document["prompts"]))
+        lines.append(
+            f"Latency: the whole pipeline call for one picture, batch 1; median (minimum-maximum) "
+            f"of {settings['repetitions']} rounds over all rows in turn with {timed} prompts each, "
+            f"after {settings['warmup']} untimed rounds. Speedup: quotient of the medians of the "
+            f"same run. Cache: most bytes of tensors held at once."
+        )
+    machine = ", ".join(f"{name} {value}" for name, value in env.items())
+    return "\n".join(f"- {line}" for line in [*lines, f"Environment: {machine}."]) + "\n"

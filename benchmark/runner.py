@@ -1,0 +1,165 @@
+"""Runs rows, in this process or in several, and keeps each as soon as it is finished."""
+
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from benchmark.generate import Generated, generate_row, time_rows
+from benchmark.loading import load_pipeline, load_prompts, picture_shape
+from benchmark.plan import Row, uncached_row
+from benchmark.schedulers import DPM_SOLVER
+from benchmark.scoring import Scorer
+from benchmark.settings import Settings
+from benchmark.store import Store
+
+ODE = Row(name="ODE", reference_steps=200, num_inference_steps=200, solver=DPM_SOLVER)
+"""The converged solution of the sampling ODE, close enough for the differences reported."""
+
+TIMED_PROMPTS = 4
+
+
+class Workbench:
+    """What one process needs to make and score rows."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(threads(settings))
+        self.settings = settings
+        self.store = Store(settings.output_dir)
+        self.entries = load_prompts(settings)
+        self.pipe = load_pipeline(settings)
+        self.shape = picture_shape(settings, self.pipe)
+        self.scorer = Scorer(settings, self.shape, [entry["prompt"] for entry in self.entries])
+
+    def run(self, row: Row, on_picture: Callable[[], None] = lambda: None) -> None:
+        """Make, score and keep one row; the uncached row of its steps must have been kept."""
+        made = generate_row(self.pipe, self.settings, row, self.entries, on_picture)
+        if row.name == ODE.name:
+            self.store.save_pictures(row.name, made.pictures)
+            return
+        result = {
+            **row.to_dict(),
+            **cost(row, made),
+            **self.scorer.score(
+                made.pictures,
+                None if row.is_reference else self._reference(row),
+                self.store.pictures(ODE.name) if self.settings.ode_reference else None,
+            ),
+            "trace": None,
+        }
+        if row.is_reference:
+            self.store.save_pictures(row.key, made.pictures)
+        if self.settings.mode == "comparison":
+            self.store.save_pngs(row.key, made.pictures)
+            if made.summaries:
+                result["trace"] = self.store.save_trace(row.key, made.summaries[0].trace)
+        self.store.save_row(row.key, result)
+
+    def _reference(self, row: Row) -> Tensor:
+        pictures = self.store.pictures(uncached_row(row.reference_steps).key)
+        if pictures is None:
+            raise RuntimeError(f"the uncached row of {row.reference_steps} steps comes first")
+        return pictures
+
+    def is_kept(self, row: Row) -> bool:
+        if row.name == ODE.name:
+            return self.store.pictures(row.name) is not None
+        return self.store.row(row.key) is not None
+
+
+def threads(settings: Settings) -> int:
+    return settings.threads or (1 if settings.workers > 1 else torch.get_num_threads())
+
+
+def cost(row: Row, made: Generated) -> dict[str, Any]:
+    """Compute and memory, averaged over the pictures (memory: the most)."""
+    if row.config is None:
+        fraction = row.num_inference_steps / row.reference_steps
+        return {"hit_rate": 0.0, "compute_fraction": round(fraction, 6), "cache_memory_bytes": 0}
+    return {
+        "hit_rate": round(fmean(s.hit_rate for s in made.summaries), 6),
+        "compute_fraction": round(fmean(s.compute_fraction for s in made.summaries), 6),
+        "cache_memory_bytes": max(s.cache_memory_bytes for s in made.summaries),
+    }
+
+
+def run_rows(bench: Workbench, rows: Sequence[Row]) -> None:
+    """Run the rows that the store does not have, references first."""
+    missing = [row for row in rows if not bench.is_kept(row)]
+    if not missing:
+        return
+    first = [row for row in missing if row.name == ODE.name]
+    second = [row for row in missing if row.is_reference]
+    rest = [row for row in missing if row not in first and row not in second]
+    total = len(missing) * len(bench.entries)
+    with tqdm(total=total, desc="pictures", unit="picture", smoothing=0.05) as bar:
+        for batch in (first, second, rest):
+            if bench.settings.workers == 1 or len(batch) < 2:
+                for row in batch:
+                    bar.set_postfix_str(row.name)
+                    bench.run(row, bar.update)
+            else:
+                _run_in_processes(bench, batch, bar)
+
+
+def _run_in_processes(bench: Workbench, rows: Sequence[Row], bar: tqdm) -> None:
+    workers = min(bench.settings.workers, len(rows))
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(bench.settings,)
+    )
+    try:
+        jobs = [pool.submit(_run_in_worker, row) for row in rows]
+        for job in as_completed(jobs):
+            job.result()
+            bar.update(len(bench.entries))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: Workbench | None = None
+
+
+def _start_worker(settings: Settings) -> None:
+    global _worker
+    # An interrupt ends the main process, which lets the rows in progress finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = Workbench(settings)
+
+
+def _run_in_worker(row: Row) -> None:
+    assert _worker is not None
+    _worker.run(row)
+
+
+def measure_latencies(bench: Workbench, rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Seconds per picture of each row, all from one run, kept for a resumed report."""
+    kept = bench.store.latencies()
+    if all(row.key in kept for row in rows):
+        return kept
+    settings = bench.settings
+    rounds = (settings.warmup + settings.repetitions) * len(rows)
+    with tqdm(total=rounds, desc="latency", unit="turn") as bar:
+        seconds = time_rows(bench.pipe, settings, rows, bench.entries[:TIMED_PROMPTS], bar.update)
+    bench.store.save_latencies(seconds)
+    return seconds
+
+
+def latency_fields(seconds: Sequence[float], uncached: Sequence[float]) -> dict[str, Any]:
+    """The latency part of a results row; speedup is a quotient of medians."""
+    middle = median(seconds)
+    return {
+        "latency_s": {
+            "median": round(middle, 5),
+            "min": round(min(seconds), 5),
+            "max": round(max(seconds), 5),
+            "runs": len(seconds),
+        },
+        "fps": round(1 / middle, 4),
+        "speedup": round(median(uncached) / middle, 4),
+    }

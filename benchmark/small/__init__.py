@@ -1,0 +1,1 @@
+"""Small trained pipelines and the procedural pictures that they are trained on."""

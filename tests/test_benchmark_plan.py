@@ -1,0 +1,115 @@
+"""Rows of a run: options, same-compute rows, sweeps and their interpolation."""
+
+import pytest
+
+from benchmark import plan, sweep
+from benchmark.schedulers import DPM_SOLVER, EULER
+from benchmark.settings import METHOD_NAMES, ROOT, UNCACHED
+from xfuser_adacorr import METHODS, CacheConfig, load_family_config
+
+DOCUMENTED = {
+    "Fb": CacheConfig(use_cache="Fb", rel_l1_thresh=0.12),
+    "Tea+AdaCorrection": CacheConfig(
+        use_cache="Tea", rel_l1_thresh=0.3, enable_adacorrection=True, adacorr_tolerance=0.05
+    ),
+    "Auto": CacheConfig(use_cache="Auto", adacorr_tolerance=0.008),
+}
+
+
+def test_a_method_takes_the_options_of_the_file():
+    assert plan.method_config("Fb", DOCUMENTED, {}) == DOCUMENTED["Fb"]
+
+
+def test_a_corrected_method_that_is_not_in_the_file_takes_its_base_methods_options():
+    config = plan.method_config("Fb+AdaCorrection", DOCUMENTED, {})
+    assert (config.rel_l1_thresh, config.enable_adacorrection) == (0.12, True)
+
+
+def test_explicit_options_win_over_the_file():
+    options = {"rel_l1_thresh": 0.2, "adacorr_gamma": 2.0}
+    config = plan.method_config("Tea+AdaCorrection", DOCUMENTED, options)
+    assert (config.rel_l1_thresh, config.adacorr_gamma) == (0.2, 2.0)
+    assert config.adacorr_tolerance == 0.05
+
+
+def test_options_go_only_to_the_methods_that_have_them():
+    options = {"rel_l1_thresh": 0.2, "adacorr_tolerance": 0.01}
+    assert plan.method_config("Fb", DOCUMENTED, options).adacorr_tolerance is None
+    assert plan.method_config("Auto", DOCUMENTED, options).rel_l1_thresh is None
+    assert plan.method_config("Auto", DOCUMENTED, options).adacorr_tolerance == 0.01
+
+
+def test_every_step_count_has_an_uncached_row_first():
+    rows = plan.comparison_rows([UNCACHED, "Fb"], [28, 50], DOCUMENTED, {})
+    assert [(row.name, row.num_inference_steps) for row in rows] == [
+        (UNCACHED, 28), ("Fb", 28), (UNCACHED, 50), ("Fb", 50),
+    ]  # fmt: skip
+
+
+def test_same_compute_rows_are_the_nearest_step_counts_without_repetitions():
+    rows = plan.comparison_rows(["Fb", "Tea", "Auto"], [50], DOCUMENTED, {})
+    fractions = dict(zip((row.key for row in rows), (1.0, 0.352, 0.348, 0.251), strict=True))
+    fewer = plan.same_compute_rows(rows, fractions)
+    assert [(row.solver, row.num_inference_steps) for row in fewer] == [
+        (EULER, 13), (EULER, 17), (EULER, 18), (DPM_SOLVER, 13), (DPM_SOLVER, 17), (DPM_SOLVER, 18),
+    ]  # fmt: skip
+
+
+def test_a_method_that_never_hits_has_no_same_compute_rows():
+    rows = plan.comparison_rows(["Fb"], [50], DOCUMENTED, {})
+    assert plan.same_compute_rows(rows, {row.key: 1.0 for row in rows}) == []
+
+
+def test_keys_tell_rows_with_different_options_apart():
+    rows = sweep.sweep_rows(METHOD_NAMES, [28, 50], DOCUMENTED, {})
+    assert len({row.key for row in rows}) == len(rows)
+
+
+def test_a_sweep_covers_every_method_and_both_solvers_at_any_step_count():
+    rows = sweep.sweep_rows(METHOD_NAMES, [30], DOCUMENTED, {})
+    names = {row.name for row in rows}
+    assert names == {*METHOD_NAMES, "Euler, fewer steps", "DPM-Solver++, fewer steps"}
+    steps = [row.num_inference_steps for row in rows if row.solver == DPM_SOLVER]
+    assert min(steps) <= 0.25 * 30 and max(steps) >= 0.5 * 30
+
+
+def test_a_sweep_varies_the_listed_knob_alone():
+    lists = {28: {"Fb": [{"rel_l1_thresh": 0.1}, {"rel_l1_thresh": 0.2}]}}
+    rows = sweep.sweep_rows(["Fb"], [28], DOCUMENTED, {}, lists)
+    assert [row.config.rel_l1_thresh for row in rows if row.config] == [0.1, 0.2]
+
+
+def test_the_study_covers_gamma_and_lambda_of_the_corrected_methods():
+    rows = plan.gamma_lambda_rows(["Fb", "Tea+AdaCorrection"], [28], DOCUMENTED, {})
+    assert {row.name for row in rows} == {UNCACHED, "Tea+AdaCorrection"}
+    pairs = {(r.config.adacorr_gamma, r.config.adacorr_lambda) for r in rows if r.config}
+    assert pairs == {(g, k) for g in (0.5, 1, 2) for k in (0.5, 1, 2)}
+
+
+def test_the_study_of_no_corrected_method_is_of_auto():
+    rows = plan.gamma_lambda_rows(["Fb"], [28], DOCUMENTED, {})
+    assert {row.name for row in rows} == {UNCACHED, "Auto"}
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"), [(0.25, 11.0), (0.2, 10.0), (0.4, 15.0), (0.19, None), (0.41, None)]
+)
+def test_interpolation_is_linear_and_never_extrapolates(at, expected):
+    points = [(0.4, 15.0), (0.2, 10.0), (0.3, 12.0)]
+    found = sweep.interpolate(points, at)
+    assert found == expected if expected is None else found == pytest.approx(expected)
+
+
+def test_points_at_the_same_compute_fraction_count_as_their_mean():
+    assert sweep.interpolate([(0.2, 1.0), (0.2, 3.0), (0.4, 4.0)], 0.3) == pytest.approx(3.0)
+    assert sweep.interpolate([], 0.3) is None
+
+
+def test_capped_psnr_is_no_part_of_a_curve():
+    row = {"psnr_db": {"mean": 100.0}, "identical": 4, "psnr_ode_db": None, "fid": 1.0}
+    assert sweep.curve_values({**row, "prompt_accuracy": 1.0})["psnr_db"] is None
+
+
+def test_the_documented_configuration_covers_every_method():
+    documented = load_family_config(ROOT / "configs" / "flux.yaml")
+    assert set(METHODS) <= set(documented)

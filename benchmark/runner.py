@@ -19,7 +19,7 @@ from benchmark.scoring import Scorer
 from benchmark.settings import Settings
 from benchmark.store import Store
 
-ODE = Row(name="ODE", reference_steps=200, num_inference_steps=200, solver=DPM_SOLVER)
+ODE = Row(name="ODE", reference_steps=100, num_inference_steps=100, solver=DPM_SOLVER)
 """The converged solution of the sampling ODE, close enough for the differences reported."""
 
 TIMED_PROMPTS = 4

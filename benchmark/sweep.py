@@ -7,54 +7,43 @@ from typing import Any
 
 from benchmark.plan import Row, cached_row, fewer_steps_row, method_config, uncached_row
 from benchmark.schedulers import SOLVERS
-from benchmark.settings import UNCACHED
+from benchmark.settings import CORRECTED, UNCACHED
 from xfuser_adacorr import CacheConfig
 
 FRACTIONS = (0.25, 0.35, 0.5)
 """Compute fractions at which methods are compared."""
 
-FEWER_STEPS = (0.2, 0.6)
+FEWER_STEPS = (0.22, 0.54)
 """Fewer-steps rows cover these shares of the reference's steps."""
 
+LOOSE_TOLERANCE = 0.3
+"""Corrected methods are swept with their own trigger deciding, not the correction's."""
 
-def _over(knob: str, *values: float) -> list[dict[str, Any]]:
-    return [{knob: value} for value in values]
+
+def _over(knob: str, *values: float, **fixed: float) -> list[dict[str, Any]]:
+    return [{knob: value, **fixed} for value in values]
+
+
+def _with_correction(method: str, *thresholds: float) -> dict[str, list[dict[str, Any]]]:
+    """A base method and its corrected variant over the same thresholds."""
+    return {
+        method: _over("rel_l1_thresh", *thresholds),
+        method + CORRECTED: _over("rel_l1_thresh", *thresholds, adacorr_tolerance=LOOSE_TOLERANCE),
+    }
 
 
 SWEEPS: dict[int, dict[str, list[dict[str, Any]]]] = {
     28: {
-        "Fb": _over("rel_l1_thresh", 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4),
-        "Fb+AdaCorrection": _over(
-            "rel_l1_thresh", 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4
-        ),
-        "Tea": _over("rel_l1_thresh", 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5),
-        "Tea+AdaCorrection": _over(
-            "rel_l1_thresh", 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5
-        ),
-        "Fast": _over("rel_l1_thresh", 0.03, 0.05, 0.07, 0.09, 0.12, 0.15, 0.2, 0.25, 0.3),
-        "Fast+AdaCorrection": _over(
-            "rel_l1_thresh", 0.03, 0.05, 0.07, 0.09, 0.12, 0.15, 0.2, 0.25, 0.3
-        ),
-        "Auto": _over(
-            "adacorr_tolerance", 0.003, 0.0045, 0.006, 0.008, 0.011, 0.014, 0.02, 0.03, 0.045
-        ),
+        **_with_correction("Fb", 0.11, 0.15, 0.2, 0.3, 0.42, 0.55),
+        **_with_correction("Tea", 0.09, 0.13, 0.18, 0.24, 0.3),
+        **_with_correction("Fast", 0.055, 0.08, 0.12, 0.17, 0.22),
+        "Auto": _over("adacorr_tolerance", 0.005, 0.01, 0.02, 0.035, 0.07, 0.12),
     },
     50: {
-        "Fb": _over("rel_l1_thresh", 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25),
-        "Fb+AdaCorrection": _over(
-            "rel_l1_thresh", 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25
-        ),
-        "Tea": _over("rel_l1_thresh", 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3),
-        "Tea+AdaCorrection": _over(
-            "rel_l1_thresh", 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3
-        ),
-        "Fast": _over("rel_l1_thresh", 0.02, 0.03, 0.04, 0.05, 0.07, 0.09, 0.12, 0.15, 0.2),
-        "Fast+AdaCorrection": _over(
-            "rel_l1_thresh", 0.02, 0.03, 0.04, 0.05, 0.07, 0.09, 0.12, 0.15, 0.2
-        ),
-        "Auto": _over(
-            "adacorr_tolerance", 0.001, 0.0015, 0.0025, 0.0045, 0.006, 0.008, 0.011, 0.014, 0.025
-        ),
+        **_with_correction("Fb", 0.07, 0.1, 0.14, 0.2, 0.27),
+        **_with_correction("Tea", 0.055, 0.08, 0.11, 0.15, 0.2),
+        **_with_correction("Fast", 0.035, 0.05, 0.07, 0.09, 0.12),
+        "Auto": _over("adacorr_tolerance", 0.001, 0.002, 0.004, 0.008, 0.012),
     },
 }
 """Steps -> method -> options tried. Other step counts take the lists of the nearest one here."""
@@ -79,7 +68,7 @@ def sweep_rows(
                 config = method_config(name, documented, {**options, **knob})
                 rows.append(cached_row(name, steps, config))
         low, high = (share * steps for share in FEWER_STEPS)
-        counts = range(max(2, math.floor(low)), math.ceil(high) + 1)
+        counts = range(max(2, math.floor(low)), math.ceil(high) + 1, max(1, steps // 14))
         rows += [fewer_steps_row(solver, steps, count) for solver in SOLVERS for count in counts]
     return list(dict.fromkeys(rows))
 

@@ -34,16 +34,16 @@ def _with_correction(method: str, *thresholds: float) -> dict[str, list[dict[str
 
 SWEEPS: dict[int, dict[str, list[dict[str, Any]]]] = {
     28: {
-        **_with_correction("Fb", 0.11, 0.15, 0.2, 0.3, 0.42, 0.55),
-        **_with_correction("Tea", 0.09, 0.13, 0.18, 0.24, 0.3),
-        **_with_correction("Fast", 0.055, 0.08, 0.12, 0.17, 0.22),
-        "Auto": _over("adacorr_tolerance", 0.005, 0.01, 0.02, 0.035, 0.07, 0.12),
+        **_with_correction("Fb", 0.11, 0.18, 0.3, 0.5, 0.65),
+        **_with_correction("Tea", 0.09, 0.14, 0.2, 0.3, 0.4),
+        **_with_correction("Fast", 0.055, 0.09, 0.13, 0.2, 0.32),
+        "Auto": _over("adacorr_tolerance", 0.004, 0.006, 0.015, 0.035, 0.1),
     },
     50: {
-        **_with_correction("Fb", 0.07, 0.1, 0.14, 0.2, 0.27),
-        **_with_correction("Tea", 0.055, 0.08, 0.11, 0.15, 0.2),
-        **_with_correction("Fast", 0.035, 0.05, 0.07, 0.09, 0.12),
-        "Auto": _over("adacorr_tolerance", 0.001, 0.002, 0.004, 0.008, 0.012),
+        **_with_correction("Fb", 0.065, 0.08, 0.13, 0.2, 0.27),
+        **_with_correction("Tea", 0.055, 0.09, 0.13, 0.2),
+        **_with_correction("Fast", 0.035, 0.055, 0.08, 0.11, 0.16),
+        "Auto": _over("adacorr_tolerance", 0.001, 0.003, 0.008, 0.014),
     },
 }
 """Steps -> method -> options tried. Other step counts take the lists of the nearest one here."""
@@ -68,7 +68,7 @@ def sweep_rows(
                 config = method_config(name, documented, {**options, **knob})
                 rows.append(cached_row(name, steps, config))
         low, high = (share * steps for share in FEWER_STEPS)
-        counts = range(max(2, math.floor(low)), math.ceil(high) + 1, max(1, steps // 14))
+        counts = range(max(2, math.floor(low)), math.ceil(high) + 1, max(1, steps // 12))
         rows += [fewer_steps_row(solver, steps, count) for solver in SOLVERS for count in counts]
     return list(dict.fromkeys(rows))
 

@@ -293,6 +293,16 @@ def test_compiled_blocks_stay_one_graph(sampler):
     assert (x - plain).norm() / plain.norm() < 0.1
 
 
+def test_auto_caches_a_transformer_compiled_as_a_whole(sampler):
+    torch._dynamo.reset()
+    sampler.transformer.compile(backend="eager")
+    plain = sampler.run(STEPS)
+    enable_cache(sampler.transformer, CONFIGS[3], scheduler=sampler.scheduler)
+    x = sampler.run(STEPS)
+    assert cache_summary(sampler.transformer).reused_steps > 0
+    assert (x - plain).norm() / plain.norm() < 0.1
+
+
 def test_blocks_called_outside_the_transformer_are_plain(sampler):
     from tests.tiny import embed
 

@@ -89,13 +89,18 @@ def load_latent_set(
 
 
 def sample_sigmas(number: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels in (0, 1): 70 % logit-normal, 30 % uniform, stratified over the batch.
+    """Noise levels in (0, 1): half uniform above 0.6, 35 % logit-normal, 15 % uniform.
 
-    The logit-normal density of Esser et al., "Scaling Rectified Flow Transformers for
-    High-Resolution Image Synthesis", 2024, with mean 0.2 and deviation 1.
+    The objects' shapes are decided above 0.6: there the loss tells a prompt from the same prompt
+    with another shape, and below it hardly does. The rest is the density of Esser et al.,
+    "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, with mean 0.2
+    and deviation 1, mixed with a uniform share. All three are stratified over the batch.
     """
     uniform = (torch.randperm(number, generator=generator) + 0.5) / number
     uniform = uniform + (torch.rand(number, generator=generator) - 0.5) / number
     uniform = uniform.clamp(1e-4, 1 - 1e-4)
     logit_normal = torch.sigmoid(0.2 + torch.special.ndtri(uniform))
-    return logit_normal.where(torch.rand(number, generator=generator) < 0.7, uniform)
+    kind = torch.rand(number, generator=generator)
+    return torch.where(
+        kind < 0.5, 0.6 + 0.4 * uniform, torch.where(kind < 0.85, logit_normal, uniform)
+    )

@@ -29,6 +29,7 @@ class ActiveCall:
     """One transformer call while it runs."""
 
     latents: Tensor
+    """As tokens ``[B, N, C]``."""
     timestep: Tensor
     branch: Branch
     step: Step | None = None
@@ -160,7 +161,8 @@ class CacheEngine:
     def run_transformer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call of the transformer; an exception leaves no state behind."""
         arguments = bind_arguments(self.transformer, args, kwargs)
-        latents, timestep = arguments[self.family.latents], arguments[self.family.timestep]
+        latents = self.family.latent_tokens(arguments[self.family.latents])
+        timestep = arguments[self.family.timestep]
         self.blocks.executed_flops = 0
         try:
             call = self.active = ActiveCall(latents, timestep, self._branch(latents))

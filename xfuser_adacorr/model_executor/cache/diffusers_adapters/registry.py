@@ -61,6 +61,8 @@ class ModelFamily:
     """(sample, return_dict) -> what the transformer's forward returns."""
     published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None]
     """(model config) -> TeaCache's published polynomial, if this is a checkpoint it is for."""
+    latent_tokens: Callable[[Tensor], Tensor] = lambda latents: latents
+    """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Default ``rel_l1_thresh`` of each base method."""
     tolerance: float = 0.008

@@ -1,14 +1,23 @@
-"""Transformers that diffusers lacks, in diffusers style; imported when first used."""
+"""Pipelines, transformers and samplers that diffusers lacks; imported when first used."""
 
 from importlib import import_module
 from typing import Any
 
 _LAZY = {
+    "OpenSoraPipeline": "opensora_pipeline",
+    "OpenSoraPipelineOutput": "opensora_pipeline",
+    "RectifiedFlowScheduler": "rectified_flow",
     "STDiT3Transformer3DModel": "stdit3",
     "load_open_sora_checkpoint": "stdit3_checkpoint",
 }
 
-__all__ = ["STDiT3Transformer3DModel", "load_open_sora_checkpoint"]
+__all__ = [
+    "OpenSoraPipeline",
+    "OpenSoraPipelineOutput",
+    "RectifiedFlowScheduler",
+    "STDiT3Transformer3DModel",
+    "load_open_sora_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:

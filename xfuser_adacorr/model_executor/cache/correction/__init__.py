@@ -12,7 +12,7 @@ from .literal import LiteralCorrection
 
 logger = logging.getLogger(__name__)
 
-EULER_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+EULER_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "RectifiedFlowScheduler")
 
 
 def steps_by_euler(scheduler: Any) -> bool:

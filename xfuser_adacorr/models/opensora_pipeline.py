@@ -115,10 +115,10 @@ class OpenSoraPipeline(DiffusionPipeline):
     ) -> tuple[Tensor, Tensor]:
         """Return the text states ``[B, L, E]`` and their mask ``[B, L]`` of prompts.
 
-        Prompts are stripped and put in lower case, as the training captions were. The suffix (None:
-        the pipeline's) is not appended where the prompt already has the words before its colon.
+        All is put in lower case, as the training captions were. The suffix (None: the pipeline's)
+        is not appended where the prompt already has the words before its colon.
         """
-        suffix = self.config.prompt_suffix if prompt_suffix is None else prompt_suffix
+        suffix = (self.config.prompt_suffix if prompt_suffix is None else prompt_suffix).lower()
         label = suffix.partition(":")[0]
         prompts = [prompt] if isinstance(prompt, str) else prompt
         prompts = [text.strip().lower() for text in prompts]

@@ -6,7 +6,6 @@ and compiled graphs of the module, in whatever order those are applied; giving t
 restores the object exactly.
 """
 
-import copyreg
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any
@@ -32,7 +31,7 @@ class InterceptedStep:
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         state = {name: value for name, value in self.__dict__.items() if name != _HANDLER}
-        return copyreg.__newobj__, (type(self)._intercepts,), state
+        return object.__new__, (type(self)._intercepts,), state
 
 
 def _subclass(cls: type, mixin: type, **members: Any) -> type:

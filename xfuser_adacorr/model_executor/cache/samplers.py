@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ REPLAYED = (
 )
 """Deterministic, one call a step, and all of their state in attributes: they can be replayed."""
 COMPENSATED = EULER + REPLAYED
+STEP_ARGUMENTS = {"model_output", "timestep", "sample"}
+"""What a replay has to find among the arguments of ``step``."""
 
 Mending = Literal["output", "replay", "none"]
 
@@ -34,7 +37,7 @@ def is_known_as(scheduler: Any, names: Sequence[str]) -> bool:
 
 
 def mending_of(scheduler: Any) -> Mending:
-    """How steps made with reused outputs can be mended; ``none`` for stochastic samplers."""
+    """How steps made with reused outputs can be mended: not at all for stochastic samplers."""
     config = scheduler.config
     stochastic = getattr(config, "stochastic_sampling", False) or str(
         getattr(config, "algorithm_type", "")
@@ -45,7 +48,8 @@ def mending_of(scheduler: Any) -> Mending:
         return "none"
     if is_known_as(scheduler, EULER):
         return "output"
-    return "replay" if is_known_as(scheduler, REPLAYED) else "none"
+    named = STEP_ARGUMENTS <= signature(scheduler.step).parameters.keys()
+    return "replay" if named and is_known_as(scheduler, REPLAYED) else "none"
 
 
 def _is_flow(scheduler: Any) -> bool:

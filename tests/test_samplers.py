@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -243,6 +244,11 @@ def test_the_refusal_names_what_is_accepted(transformer):
         enable_cache(transformer, "Auto", scheduler=HeunDiscreteScheduler())
 
 
+def test_something_that_is_no_scheduler_is_refused(transformer):
+    with pytest.raises(ValueError, match="timesteps and a config.*got object"):
+        enable_cache(transformer, "Fb", scheduler=object())
+
+
 def test_a_scheduler_swapped_for_an_impossible_one_is_refused_in_the_run():
     loop = Loop(SCHEDULERS["dpm-2"]())
 
@@ -255,7 +261,10 @@ def test_a_scheduler_swapped_for_an_impossible_one_is_refused_in_the_run():
         loop.run(STEPS)
 
 
-@pytest.mark.parametrize("make", [HeunDiscreteScheduler, DDPMScheduler, EDMEulerScheduler])
+@pytest.mark.parametrize(
+    "make",
+    [HeunDiscreteScheduler, KDPM2DiscreteScheduler, DDPMScheduler, EDMEulerScheduler],
+)
 def test_base_methods_alone_work_under_any_scheduler(make):
     loop = Loop(make())
     config = CacheConfig(use_cache="Tea", rel_l1_thresh=0.4)

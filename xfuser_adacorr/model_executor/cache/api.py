@@ -29,9 +29,9 @@ def _clock_for(x: Any, scheduler: Any, config: CacheConfig) -> SchedulerClock | 
     if scheduler is None and isinstance(x, nn.Module):
         return TimestepClock(config.num_steps)
     current = scheduler if scheduler is not None else x.scheduler
-    if not hasattr(current, "timesteps"):
+    if not hasattr(current, "timesteps") or not hasattr(current, "config"):
         raise ValueError(
-            f"scheduler must have timesteps, as diffusers' schedulers do; "
+            f"scheduler must have timesteps and a config, as diffusers' schedulers do; "
             f"got {type(current).__name__}"
         )
     if config.enable_adacorrection and config.adacorr_mode == "adaptive":

@@ -125,7 +125,10 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
         levels = scheduler.sigmas.tolist()
         angles = [math.atan(level) for level in levels]
         log_table = [math.log(math.tan(angle)) for angle in table]
-        places = [fractional_index(log_table, math.log(level)) for level in levels[:-1]]
+        places = [
+            fractional_index(log_table, math.log(level)) if level > 0.0 else 0.0
+            for level in levels[:-1]
+        ]
     else:
         places = timesteps or scheduler.timesteps.tolist()
         final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))

@@ -12,6 +12,7 @@ from .context import CacheSummary
 from .diffusers_adapters.registry import find_family
 from .engine import CacheEngine, engine_of
 from .intercept import handler_of
+from .samplers import check_sampler
 
 
 def _transformer_of(x: Any) -> nn.Module:
@@ -28,11 +29,13 @@ def _clock_for(x: Any, scheduler: Any, config: CacheConfig) -> SchedulerClock | 
     if scheduler is None and isinstance(x, nn.Module):
         return TimestepClock(config.num_steps)
     current = scheduler if scheduler is not None else x.scheduler
-    if not hasattr(current, "sigmas") or not hasattr(current, "timesteps"):
+    if not hasattr(current, "timesteps") or not hasattr(current, "config"):
         raise ValueError(
-            f"scheduler must have timesteps and sigmas, as diffusers' flow-matching schedulers do; "
+            f"scheduler must have timesteps and a config, as diffusers' schedulers do; "
             f"got {type(current).__name__}"
         )
+    if config.enable_adacorrection and config.adacorr_mode == "adaptive":
+        check_sampler(current)
     return SchedulerClock((lambda: scheduler) if scheduler is not None else (lambda: x.scheduler))
 
 
@@ -46,11 +49,12 @@ def enable_cache(
         config: a `CacheConfig`, or a method's name such as ``"Fb"`` or ``"Fast+AdaCorrection"``.
         scheduler: for a bare transformer, the scheduler that samples with it. Without it the place
             in the schedule is inferred from the timesteps, and AdaCorrection assumes Euler steps
-            ``x <- x + dsigma * output``.
+            ``x <- x + dsigma * output``. During a run AdaCorrection may take over its ``step``.
         options: fields of `CacheConfig`, with a method's name only.
 
-    Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes or
-    calibrations of another model, and if a cache is already enabled; `TypeError` for wrong types.
+    Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes,
+    schedulers that AdaCorrection cannot correct under or calibrations of another model, and if a
+    cache is already enabled; `TypeError` for wrong types.
     """
     if isinstance(config, str):
         config = CacheConfig.from_name(config, **options)

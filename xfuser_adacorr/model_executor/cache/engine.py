@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,31 +11,16 @@ from xfuser_adacorr.config import CacheConfig
 from xfuser_adacorr.core.distributed import DecisionScope
 
 from .blocks import BlockRunner, bind_arguments
-from .clock import SchedulerClock, Step, TimestepClock
+from .clock import SchedulerClock, TimestepClock
 from .context import Branch, CacheSummary, CallRecord, Generation, Trace, layout_of
 from .correction import make_correction
-from .correction.adacorrection import AdaCorrection, Score
+from .decision import ActiveCall, reason_for
 from .diffusers_adapters.registry import ModelFamily
 from .intercept import InterceptedCall, handler_of, intercept, release
 from .methods import METHOD_CLASSES
 from .methods.base import BlockCall, Signal, Verdict
 
 DEFAULT_CONTEXT = "default"
-
-
-@dataclass(slots=True)
-class ActiveCall:
-    """One transformer call while it runs."""
-
-    latents: Tensor
-    """As tokens ``[B, N, C]``."""
-    timestep: Tensor
-    branch: Branch
-    step: Step | None = None
-    record: CallRecord | None = None
-    verdict: Verdict | None = None
-    """The base method's decision if the call is reused, else None."""
-    score: Score | None = None
 
 
 class CachedTransformer(InterceptedCall):
@@ -126,6 +110,8 @@ class CacheEngine:
         self._close()
 
     def _close(self) -> None:
+        if self.adaptive and self.correction is not None:
+            self.correction.compensation.release()
         if self.generation is not None:
             self.generation.branches.clear()
             self.finished, self.generation = self.generation, None
@@ -138,7 +124,7 @@ class CacheEngine:
     def _begin_generation(self) -> None:
         self.reset()
         self.generation = Generation(Trace(self.config.name))
-        self.correction = make_correction(self.config, self.family, self.clock.scheduler)
+        self.correction = make_correction(self.config, self.family, self.clock)
 
     def _branch(self, latents: Tensor) -> Branch:
         """The state of this call's branch, new where none can be continued."""
@@ -229,24 +215,11 @@ class CacheEngine:
         if block_call is not None:
             self.method.probe(call.branch.method_state, block_call)
 
-    def _reason(self, call: ActiveCall, verdict: Verdict | None) -> str:
-        """Why the call is refreshed, or ``reuse``."""
-        forced_last = AdaCorrection.forced_last_calls if self.adaptive else self.method.forces_last
-        if call.branch.calls == 0:
-            return "first"
-        if call.branch.calls < self.config.warmup_steps:
-            return "warmup"
-        if call.step.remaining <= forced_last:
-            return "last"
-        if not verdict.reuse:
-            return "base"
-        if call.score is not None and call.score.weight >= 1.0:
-            return "offset"
-        return "reuse"
-
     def _record(self, call: ActiveCall, verdict: Verdict | None) -> None:
         """Note the decision in the trace, and tell the base method."""
-        step, score, reason = call.step, call.score, self._reason(call, verdict)
+        step, score = call.step, call.score
+        corrected_by = self.correction if self.adaptive else None
+        reason = reason_for(call, verdict, self.config, self.method.forces_last, corrected_by)
         record = CallRecord(call.branch.name, step.index, step.sigma, reason != "reuse", reason)
         if verdict is not None and not self.decides_outside:
             record.base_signal = verdict.signal
@@ -276,12 +249,15 @@ class CacheEngine:
         branch.calls += 1
         branch.last_step = call.step
         if record.refreshed:
-            self.generation.measure_memory()
+            self.generation.measure_memory(
+                self.correction.compensation.held() if self.adaptive else []
+            )
         return output
 
     def _correct(self, call: ActiveCall, output: Any, return_dict: bool) -> Any:
         """The forecast for a reused call; for a refreshed one its output, compensated."""
         history, step, record = call.branch.correction_state, call.step, call.record
+        self.correction.compensation.called(step, record.refreshed)
         if not record.refreshed:
             sample = self.correction.reuse(history, step, call.score, call.latents.dtype)
             return self.family.make_output(sample, return_dict)

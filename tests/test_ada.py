@@ -23,7 +23,7 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import (
 from xfuser_adacorr.model_executor.cache.engine import CacheEngine, engine_of
 from xfuser_adacorr.models import STDiT3Transformer3DModel
 
-STEPS = 30
+STEPS = 18
 FRAMES = 5
 EVERY_STEP = {1.0: 1}
 
@@ -125,7 +125,7 @@ def test_flux_follows_the_published_rule(sampler):
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
     changes = [call.base_signal for call in summary.trace.calls]
     assert changes[:2] == [None, None]
-    assert list(dict.fromkeys(changes[2:])) == pytest.approx(rule.changes[:-2], rel=1e-4)
+    assert list(dict.fromkeys(changes[2:-1])) == pytest.approx(rule.changes[:-2], rel=1e-4)
 
 
 @pytest.mark.parametrize(("steps", "rate"), [(8, 20), (9, 3)])
@@ -205,11 +205,9 @@ def test_compiled_blocks_stay_one_graph_with_the_same_decisions(sampler):
     enable_cache(sampler.transformer, "Ada", **options)
     eager = sampler.run(STEPS)
     decisions = refreshed(cache_summary(sampler.transformer))
-    disable_cache(sampler.transformer)
     torch._dynamo.reset()
     for block in all_blocks(sampler.transformer):
         block.compile(fullgraph=True, backend="eager")
-    enable_cache(sampler.transformer, "Ada", **options)
     torch.testing.assert_close(sampler.run(STEPS), eager, rtol=1e-4, atol=1e-4)
     assert refreshed(cache_summary(sampler.transformer)) == decisions
 
@@ -285,6 +283,16 @@ def sample_clip(model, steps=STEPS, x_mask=None, before_call=lambda: None):
     return x
 
 
+def interrupt_at(index):
+    left = iter(range(index))
+
+    def before_call():
+        if next(left, None) is None:
+            raise InterruptedError
+
+    return before_call
+
+
 def published_clip_run(model, rule, steps=STEPS, x_mask=None):
     """Sample with two residuals a block, each added on its own, as AdaCache was published."""
     model = copy.deepcopy(model)
@@ -337,9 +345,9 @@ def install_on_clips(model, **options):
     return engine
 
 
-def clip_codebook(model, rates=(4, 3, 2), **rule):
-    every = PublishedRule(EVERY_STEP, **rule)
-    published_clip_run(model, every)
+def clip_codebook(model, rates=(4, 3, 2), steps=STEPS, **rule):
+    every = PublishedRule(EVERY_STEP, steps, **rule)
+    published_clip_run(model, every, steps)
     return quantile_codebook(every.changes, rates)
 
 
@@ -354,9 +362,9 @@ def test_clips_follow_the_published_rule_with_two_residuals_a_block(clip_model, 
     assert not torch.allclose(x, sample_clip(clip_model, x_mask=x_mask), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("steps", "divisor"), [(30, 1.0), (30, 1.2), (40, 1.0)])
+@pytest.mark.parametrize(("steps", "divisor"), [(30, 1.0), (STEPS, 1.2)])
 def test_moreg_follows_the_published_rule(clip_model, steps, divisor):
-    codebook = clip_codebook(clip_model, frames=FRAMES, divisor=divisor)
+    codebook = clip_codebook(clip_model, steps=steps, frames=FRAMES, divisor=divisor)
     rule = PublishedRule(codebook, steps, frames=FRAMES, divisor=divisor)
     expected = published_clip_run(clip_model, rule, steps)
     options = {"codebook": codebook, "moreg": True, "moreg_divisor": divisor}
@@ -364,7 +372,7 @@ def test_moreg_follows_the_published_rule(clip_model, steps, divisor):
     assert refreshed(summary) == rule.computed
     assert_varied(rule.computed)
     changes = [call.base_signal for call in summary.trace.calls]
-    assert list(dict.fromkeys(changes[2:])) == pytest.approx(rule.changes[:-2], rel=1e-3)
+    assert list(dict.fromkeys(changes[2:-1])) == pytest.approx(rule.changes[:-2], rel=1e-3)
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -375,7 +383,8 @@ def test_second_generation_knows_nothing_of_the_first(clip_model):
     first = engine.summary().trace.calls
     sample_clip(clip_model)
     assert engine.summary().trace.calls == first
-    sample_clip(clip_model, steps=STEPS // 2)  # cancelled in the middle of the window
+    with pytest.raises(InterruptedError):
+        sample_clip(clip_model, before_call=interrupt_at(STEPS // 2))
     sample_clip(clip_model)
     assert engine.summary().trace.calls == first
 

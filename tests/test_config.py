@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"use_cache": "Fbx"}, ValueError, "use_cache must be one of Fb, Tea, Fast, Auto"),
+        ({"use_cache": "Fbx"}, ValueError, "use_cache must be one of Fb, Tea, Fast, Ada, Auto"),
         ({"rel_l1_thresh": -0.1}, ValueError, "rel_l1_thresh must be finite and at least 0"),
         ({"rel_l1_thresh": float("nan")}, ValueError, "rel_l1_thresh must be finite"),
         ({"rel_l1_thresh": "0.1"}, TypeError, "rel_l1_thresh must be a number"),

@@ -1,4 +1,4 @@
-"""Calibration files of Tea and Fast: stored beside a model, bound to it by a fingerprint."""
+"""Calibration files of Tea, Fast and Ada: stored beside a model, bound to it by a fingerprint."""
 
 import hashlib
 import json
@@ -11,10 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from xfuser_adacorr.core.codebook import Codebook
+
 from .diffusers_adapters.registry import TeaPolynomial
 
 TEA_FILE = "teacache.json"
 FAST_FILE = "fastcache.safetensors"
+ADA_FILE = "adacache.json"
 _SAMPLED_VALUES = 256
 
 
@@ -107,3 +110,30 @@ def load_fast_maps(transformer: nn.Module, given: str | None) -> dict[str, Tenso
         raise ValueError(f"calibration: {path} is not a FastCache calibration ({error})") from error
     _check(path, metadata, "Fast", transformer)
     return maps
+
+
+def save_ada_codebook(
+    path: Path, codebook: Codebook, transformer: nn.Module, settings: Mapping[str, Any]
+) -> None:
+    """Write AdaCache's codebook with the model's fingerprint and how it was fitted."""
+    content = {
+        "method": "Ada",
+        "fingerprint": model_fingerprint(transformer),
+        "codebook": codebook.entries,
+        "settings": dict(settings),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_ada_codebook(transformer: nn.Module, given: str | None) -> Codebook | None:
+    """Read AdaCache's codebook; None without a file, `ValueError` if it is another model's."""
+    path = calibration_path(transformer, ADA_FILE, given)
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text())
+        codebook = Codebook.of(content["codebook"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"calibration: {path} is not an AdaCache calibration ({error})") from error
+    _check(path, content, "Ada", transformer)
+    return codebook

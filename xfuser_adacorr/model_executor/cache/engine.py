@@ -200,6 +200,7 @@ class CacheEngine:
         call.step = self.clock.locate(call.branch.calls, time, last)
         if last is not None and not self.clock.continues(last, call.step):
             self._restart(call, block_call, time)
+        self.method.begin_call(call.branch.method_state, call.step)
         verdict = None
         if call.branch.calls > 0:
             verdict = self.method.verdict(call.branch.method_state, sums, local)

@@ -21,6 +21,10 @@ class BlockList:
     """Block arguments that are streams."""
     returns: tuple[str, ...]
     """The streams a block returns, in its order."""
+    attention_residual: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None
+    """(block, its bound arguments) -> the gated residual of its self-attention ``[B, N, D]`` of the
+    output stream. Ada's signal is that of the middle block of the lists that have one; if none has,
+    the whole residual of the middle block of the stack."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +73,9 @@ class ModelFamily:
     """Default ``adacorr_tolerance`` of ``Auto``."""
     safety_tolerance: float = 0.05
     """Default ``adacorr_tolerance`` of a corrected base method, which has a trigger of its own."""
+    num_frames: Callable[[Mapping[str, Any]], int] | None = None
+    """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).
+    None: tokens have no frames."""
 
 
 _FAMILY_MODULES = ("flux",)

@@ -1,4 +1,4 @@
-"""Small models with the structure of Open-Sora's own packages (signatures, block order, outputs)."""
+"""Small models with the structure of Open-Sora's own: signatures, order of blocks, outputs."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny_families import BY_NAME, FAMILIES, FamilySampler, PlainCall, sample_in
+from tests.tiny_families import (
+    BY_NAME,
+    FAMILIES,
+    NAMES,
+    FamilySampler,
+    PlainCall,
+    cached,
+    loose,
+    never,
+    sample_in,
+)
 from xfuser_adacorr import (
     BlockList,
     CacheConfig,
@@ -26,27 +36,8 @@ from xfuser_adacorr.model_executor.cache.engine import engine_of
 
 STEPS = 8
 ROOT = Path(__file__).parents[1]
-NAMES = ["Fb", "Tea", "Fast", "Auto", "Fb+AdaCorrection", "Tea+AdaCorrection", "Fast+AdaCorrection"]
 each_family = pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
 each_method = pytest.mark.parametrize("name", NAMES)
-
-
-def never(name):
-    """A configuration that never reuses."""
-    threshold = {} if name == "Auto" else {"rel_l1_thresh": 0.0}
-    return CacheConfig.from_name(name, adacorr_gamma=1e9, **threshold)
-
-
-def loose(name):
-    """A configuration that reuses whatever is not forced."""
-    threshold = {} if name == "Auto" else {"rel_l1_thresh": 100.0}
-    return CacheConfig.from_name(name, adacorr_gamma=0.0, **threshold)
-
-
-def cached(tiny, config, **options):
-    sampler = FamilySampler(tiny)
-    enable_cache(sampler.model, config, **{"scheduler": sampler.scheduler, **options})
-    return sampler
 
 
 def refreshed(model):

@@ -13,10 +13,12 @@ from diffusers import (
 )
 
 from tests.open_sora_stand_ins import JointTransformer, PairedTransformer
+from xfuser_adacorr import CacheConfig, enable_cache
 from xfuser_adacorr.models import STDiT3Transformer3DModel
 
 CHANNELS = 4
 TEXT = 6
+NAMES = ["Fb", "Tea", "Fast", "Auto", "Fb+AdaCorrection", "Tea+AdaCorrection", "Fast+AdaCorrection"]
 
 
 def seeded(seed, *shape):
@@ -224,6 +226,24 @@ class FamilySampler:
                 out = velocity(inputs, i, i == steps - 1)
             x = self.scheduler.step(self.tiny.followed(out), t, x, return_dict=False)[0]
         return x
+
+
+def never(name):
+    """A configuration that never reuses."""
+    threshold = {} if name == "Auto" else {"rel_l1_thresh": 0.0}
+    return CacheConfig.from_name(name, adacorr_gamma=1e9, **threshold)
+
+
+def loose(name):
+    """A configuration that reuses whatever is not forced."""
+    threshold = {} if name == "Auto" else {"rel_l1_thresh": 100.0}
+    return CacheConfig.from_name(name, adacorr_gamma=0.0, **threshold)
+
+
+def cached(tiny, config, **options):
+    sampler = FamilySampler(tiny)
+    enable_cache(sampler.model, config, **{"scheduler": sampler.scheduler, **options})
+    return sampler
 
 
 class PlainCall:

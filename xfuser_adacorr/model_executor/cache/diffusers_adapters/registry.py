@@ -163,7 +163,7 @@ def family_named(name: str) -> ModelFamily:
 
 
 def config_of(transformer: nn.Module) -> Mapping[str, Any]:
-    """Options that a model was made with: diffusers' mapping, a config object's attributes, or {}."""
+    """Options a model was made with: diffusers' mapping, or the attributes of a config object."""
     config = getattr(transformer, "config", None)
     if config is None or isinstance(config, Mapping):
         return config or {}

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xfuser_adacorr.config import CacheConfig
 from xfuser_adacorr.core.distributed import DecisionScope
 
-from .blocks import BlockRunner, bind_arguments
+from .blocks import BlockRunner, bind_arguments, sample_of
 from .clock import SchedulerClock, TimestepClock
 from .context import Branch, CacheSummary, CallRecord, Generation, Trace, layout_of
 from .correction import make_correction
@@ -147,11 +148,12 @@ class CacheEngine:
     def run_transformer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call of the transformer; an exception leaves no state behind."""
         arguments = bind_arguments(self.transformer, args, kwargs)
-        latents = self.family.latent_tokens(arguments[self.family.latents])
-        timestep = arguments[self.family.timestep]
+        given = arguments[self.family.latents]
+        latents = self.family.latent_tokens(given)
+        timestep = torch.as_tensor(arguments[self.family.timestep])
         self.blocks.executed_flops = 0
         try:
-            call = self.active = ActiveCall(latents, timestep, self._branch(latents))
+            call = self.active = ActiveCall(latents, timestep, self._branch(given))
             if self.decides_outside:
                 self._decide(call, None)
             answered = self.decides_outside and not call.record.refreshed
@@ -189,7 +191,9 @@ class CacheEngine:
             signal = self.method.probe(call.branch.method_state, block_call)
         unread = history.unread if self.correction else []
         drift = self.correction.drift_sums(history, call.latents) if self.adaptive else []
-        timestep = [call.timestep.flatten()[0]] if self.clock.needs_timestep else []
+        timestep = []
+        if self.clock.needs_timestep:
+            timestep = [call.timestep.flatten()[0] / self.family.full_noise_timestep]
         values = iter(self.scope.read([*unread, *drift, *signal.sums], [*signal.local, *timestep]))
         found, drifted, sums, local = (
             [next(values) for _ in group] for group in (unread, drift, signal.sums, signal.local)
@@ -260,9 +264,10 @@ class CacheEngine:
         history, step, record = call.branch.correction_state, call.step, call.record
         self.correction.compensation.called(step, record.refreshed)
         if not record.refreshed:
-            sample = self.correction.reuse(history, step, call.score, call.latents.dtype)
+            sample = self.correction.reuse(history, step, call.score, call.branch.output_dtype)
             return self.family.make_output(sample, return_dict)
-        fresh = output[0] if isinstance(output, tuple) else output.sample
+        fresh = sample_of(output)
+        call.branch.output_dtype = fresh.dtype
         sample = self.correction.refresh(history, call.latents, fresh, step, call.score, record)
         return output if sample is fresh else self.family.make_output(sample, return_dict)
 

@@ -60,4 +60,9 @@ def make_correction(
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
     tolerance = config.adacorr_tolerance or default
-    return AdaCorrection(**weights, tolerance=tolerance, compensation=make_compensation(clock))
+    return AdaCorrection(
+        **weights,
+        tolerance=tolerance,
+        compensation=make_compensation(clock),
+        followed=family.followed,
+    )

@@ -7,6 +7,7 @@ fresh outputs for the skipped calls and has the difference compensated (`.compen
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,11 +82,14 @@ class AdaCorrection:
         lambda_: float,
         tolerance: float,
         compensation: Compensation | None = None,
+        followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
     ) -> None:
         self.gamma = gamma
         self.lambda_ = lambda_
         self.tolerance = tolerance
         self.compensation = compensation or EulerCompensation()
+        self.followed = followed
+        """(output, channels of the latents) -> the part of it that the sampler follows."""
 
     def new_state(self) -> History:
         return History(debt=self.compensation.new_debt())
@@ -142,16 +146,19 @@ class AdaCorrection:
         """Store a computed output ``[B, N, C]`` and return it, compensated for skipped calls."""
         fresh = output.detach().to(torch.float32, copy=True)
         result = self.compensation.refreshed(history, output, fresh, step)
+        channels = latents.shape[-1]
         error = torch.zeros((), device=fresh.device)
         if history.v0 is not None:
             weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
-            error = (fresh - self._line(history, weights)).square().sum()
+            missed = self.followed(fresh - self._line(history, weights), channels)
+            error = missed.square().sum()
         history.latents = latents.detach().to(torch.float32, copy=True)
         history.spatial = token_std_sum(history.latents)
         if history.v0 is not None and history.sigma0 != step.coordinate:
             history.v1, history.sigma1 = history.v0, history.sigma0
         history.v0, history.sigma0 = fresh, step.coordinate
-        history.unread = [error, fresh.square().sum(), history.latents.square().sum()]
+        velocity = self.followed(fresh, channels)
+        history.unread = [error, velocity.square().sum(), history.latents.square().sum()]
         history.unread_temporal = None if score is None else score.drift.temporal
         history.unread_record = record
         history.accumulated_error = 0.0

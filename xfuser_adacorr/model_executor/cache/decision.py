@@ -11,6 +11,10 @@ from .context import Branch, CallRecord
 from .correction.adacorrection import AdaCorrection, Score
 from .methods.base import Verdict
 
+FORCED_WHERE_GUESSED = 2
+"""Last calls a correction computes where the number of calls left is only guessed: it may be off
+by one."""
+
 
 @dataclass(slots=True)
 class ActiveCall:
@@ -39,7 +43,9 @@ def reason_for(
     ``verdict`` is the base method's, None on a branch's first call; ``forces_last`` is the base
     method's rule for the last call, in place of which an adaptive ``correction`` has its own.
     """
-    forced_last = forces_last if correction is None else correction.forced_last_calls
+    forced_last = int(forces_last)
+    if correction is not None:
+        forced_last = 1 if call.step.exact else FORCED_WHERE_GUESSED
     if call.branch.calls == 0:
         return "first"
     if call.branch.calls < config.warmup_steps:

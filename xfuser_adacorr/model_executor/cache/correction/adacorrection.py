@@ -28,10 +28,9 @@ from xfuser_adacorr.model_executor.cache.context import CallRecord
 
 from .compensation import Compensation, EulerCompensation
 
-DRIFT_LIMIT = 1.7
-"""In units of sqrt(tolerance): drift beyond which no forecast is trusted."""
-FIRST_DRIFT_LIMIT = 0.85
-"""The same while no refresh has found an offset yet."""
+FIRST_DRIFT_LIMIT = 0.5
+"""In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
+offset yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +72,6 @@ class AdaCorrection:
     ``compensation`` pays what reused calls owe, as the sampler allows.
     """
 
-    forced_last_calls = 2
-
     def __init__(
         self,
         *,
@@ -114,16 +111,15 @@ class AdaCorrection:
     def score(self, history: History, sums: list[float], step: Step) -> Score:
         """Offset score and weight of answering the call at ``step`` from the cache."""
         drift = Drift.from_sums(*sums)
-        root = math.sqrt(self.tolerance)
         if history.kappa is None:
             error, expected = 0.0, None
-            relative = drift.temporal / (FIRST_DRIFT_LIMIT * root)
+            relative = drift.temporal / (FIRST_DRIFT_LIMIT * math.sqrt(self.tolerance))
         else:
             expected = history.kappa * drift.temporal
             error = history.accumulated_error + displacement_error(
                 history.kappa, drift.temporal, step.followed, history.velocity_to_latents
             )
-            relative = max(error / self.tolerance, drift.temporal / (DRIFT_LIMIT * root))
+            relative = error / self.tolerance
         weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
         return Score(weight, drift, expected, error)
 

@@ -85,9 +85,9 @@ class ModelFamily:
     """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Default ``rel_l1_thresh`` of each base method."""
-    tolerance: float = 0.008
+    tolerance: float = 0.004
     """Default ``adacorr_tolerance`` of ``Auto``."""
-    safety_tolerance: float = 0.05
+    safety_tolerance: float = 0.02
     """Default ``adacorr_tolerance`` of a corrected base method, which has a trigger of its own."""
     num_frames: Callable[[Mapping[str, Any]], int] | None = None
     """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).

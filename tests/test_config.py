@@ -78,8 +78,8 @@ def test_wrong_return_order_is_rejected(transformer):
         apply_cache_on_transformer(transformer, return_hidden_states_first=True)
 
 
-def test_scheduler_without_sigmas_is_rejected(transformer):
-    with pytest.raises(ValueError, match="scheduler must have timesteps and sigmas"):
+def test_scheduler_without_timesteps_is_rejected(transformer):
+    with pytest.raises(ValueError, match="scheduler must have timesteps and a config"):
         enable_cache(transformer, "Auto", scheduler=object())
 
 

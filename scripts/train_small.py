@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the pipeline's directory")
     parser.add_argument("--judge-output", type=Path, help="default: `judge` beside --output")
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and latents")
-    parser.add_argument("--minutes", type=float, default=58.0, help="of transformer training")
+    parser.add_argument("--minutes", type=float, default=132.0, help="of transformer training")
     parser.add_argument("--steps", type=int, help="of transformer training, at most")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--autoencoder-steps", type=int, default=2100)

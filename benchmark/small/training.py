@@ -26,7 +26,7 @@ TRAINED = ("transformer", "text_encoder", "text_encoder_2")
 class TrainingConfig:
     """How long and how the transformer is trained."""
 
-    minutes: float | None = 58.0
+    minutes: float | None = 132.0
     """Time budget, summed over resumed runs; None where `steps` decides."""
 
     steps: int | None = None

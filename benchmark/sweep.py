@@ -37,12 +37,14 @@ SWEEPS: dict[int, dict[str, list[dict[str, Any]]]] = {
         **_with_correction("Fb", 0.11, 0.18, 0.3, 0.5, 0.65),
         **_with_correction("Tea", 0.09, 0.14, 0.2, 0.3, 0.4),
         **_with_correction("Fast", 0.055, 0.09, 0.13, 0.2, 0.32),
+        **_with_correction("Ada", 0.19, 0.22, 0.3, 0.45, 1.0),
         "Auto": _over("adacorr_tolerance", 0.004, 0.006, 0.015, 0.035, 0.1),
     },
     50: {
         **_with_correction("Fb", 0.065, 0.08, 0.13, 0.2, 0.27),
         **_with_correction("Tea", 0.055, 0.09, 0.13, 0.2),
         **_with_correction("Fast", 0.035, 0.055, 0.08, 0.11, 0.16),
+        **_with_correction("Ada", 0.13, 0.16, 0.2, 0.3, 0.6),
         "Auto": _over("adacorr_tolerance", 0.001, 0.003, 0.008, 0.014),
     },
 }

@@ -40,7 +40,7 @@ SWEEPS: dict[int, dict[str, list[dict[str, Any]]]] = {
         "Fast" + CORRECTED: _corrected(
             (0.08, 0.01), (0.1, 0.01), (0.18, 0.01), (0.32, 0.01), (0.32, 0.04), (0.6, 0.08)
         ),
-        "Ada": _over("rel_l1_thresh", 0.16, 0.25, 0.32, 0.4, 0.6, 1.6),
+        "Ada": _over("rel_l1_thresh", 0.21, 0.25, 0.32, 0.4, 0.6, 1.6),
         "Ada" + CORRECTED: _corrected((0.2, 0.01), (0.4, 0.01), (0.8, 0.02), (1.6, 0.05)),
         "Auto": _over("adacorr_tolerance", 0.0015, 0.003, 0.006, 0.012, 0.025, 0.05),
     },
@@ -57,7 +57,7 @@ SWEEPS: dict[int, dict[str, list[dict[str, Any]]]] = {
         "Fast" + CORRECTED: _corrected(
             (0.04, 0.01), (0.05, 0.01), (0.06, 0.01), (0.1, 0.01), (0.16, 0.003), (0.16, 0.006)
         ),
-        "Ada": _over("rel_l1_thresh", 0.08, 0.15, 0.2, 0.3, 0.4, 0.6),
+        "Ada": _over("rel_l1_thresh", 0.12, 0.15, 0.2, 0.3, 0.4, 0.6),
         "Ada" + CORRECTED: _corrected((0.12, 0.01), (0.2, 0.01), (0.3, 0.01), (0.6, 0.02)),
         "Auto": _over("adacorr_tolerance", 0.0005, 0.001, 0.002, 0.004, 0.008),
     },

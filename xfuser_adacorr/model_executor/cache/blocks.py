@@ -21,7 +21,12 @@ def _forward_signature(cls: type) -> inspect.Signature:
 
 def bind_arguments(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of ``module.forward`` by name, however they were passed."""
-    return dict(_forward_signature(type(module)).bind(*args, **kwargs).arguments)
+    signature = _forward_signature(type(module))
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    return arguments
 
 
 def block_stack(transformer: nn.Module, family: ModelFamily) -> list[tuple[nn.Module, BlockList]]:

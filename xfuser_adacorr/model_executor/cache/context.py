@@ -22,7 +22,8 @@ class CallRecord:
     refreshed: bool
     """True if every block was computed."""
     reason: str
-    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), or ``reuse``."""
+    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``stage`` (the first
+    pipeline stage refreshed), or ``reuse``."""
     weight: float | None = None
     """Correction weight w in [0, 1]."""
     temporal: float | None = None

@@ -61,6 +61,10 @@ class ModelFamily:
     """(sample, return_dict) -> what the transformer's forward returns."""
     published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None]
     """(model config) -> TeaCache's published polynomial, if this is a checkpoint it is for."""
+    read_output: Callable[[Any], Tensor] = lambda output: (
+        output[0] if isinstance(output, tuple) else output.sample
+    )
+    """What the transformer's forward returned -> the sample in it."""
     latent_tokens: Callable[[Tensor], Tensor] = lambda latents: latents
     """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class ModelFamily:
     """Default ``adacorr_tolerance`` of a corrected base method, which has a trigger of its own."""
 
 
-_FAMILY_MODULES = ("flux",)
+_FAMILY_MODULES = ("flux", "xfuser_wrappers")
 _FAMILIES: dict[str, ModelFamily] = {}
 
 

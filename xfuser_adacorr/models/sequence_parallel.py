@@ -57,7 +57,7 @@ class TokenShare:
         return everything.movedim(0, 2)
 
     def tokens_to_heads(self, x: Tensor) -> Tensor:
-        """All heads of own tokens ``[N, H, s, D]`` -> own heads of all tokens ``[N, H/n, S, D]``."""
+        """All heads of own tokens ``[N, H, s, D]`` -> own of all tokens ``[N, H/n, S, D]``."""
         size, own = len(self.counts), self.counts[self.rank]
         heads = x.shape[1] // size
         parts = x.unflatten(1, (size, heads)).permute(1, 3, 0, 2, 4)  # [n, s, N, H/n, D]

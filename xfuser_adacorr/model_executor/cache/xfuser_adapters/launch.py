@@ -32,11 +32,12 @@ class Degrees:
 
 
 def start(degrees: Degrees, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Join the processes and return xfuser's ``EngineConfig``; again with other degrees, if wished.
+    """Join the processes and return xfuser's ``EngineConfig``; again for other degrees.
 
-    ``dtype`` is the model's (PipeFusion's buffers have it); ``options`` are fields of ``xfuser.xFuserArgs`` (``warmup_steps``, ``num_pipeline_patch``).
-    Raises `ValueError` if the degrees do not fit the number of processes, and xfuser's own
-    `RuntimeError` for what it cannot do on this machine.
+    ``dtype`` is the model's (PipeFusion's buffers have it); ``options`` are fields of
+    ``xfuser.xFuserArgs`` (``warmup_steps``, ``num_pipeline_patch``). Raises `ValueError` if the
+    degrees do not fit the number of processes, and xfuser's own `RuntimeError` for what it cannot
+    do on this machine.
     """
     xfuser = load_xfuser()
     from xfuser.core.distributed import (

@@ -67,7 +67,7 @@ def test_unknown_names_and_keys_are_rejected(transformer):
 
 
 def test_unknown_transformers_are_rejected():
-    with pytest.raises(ValueError, match="no cache adapter for transformer Linear; accepted: Flux"):
+    with pytest.raises(ValueError, match="no cache adapter for transformer Linear; accepted: DiT"):
         enable_cache(torch.nn.Linear(2, 2), "Fb")
     with pytest.raises(TypeError, match="expected a transformer or a pipeline"):
         enable_cache("FLUX.1-dev", "Fb")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .diffusers_adapters.registry import TeaPolynomial
+from .diffusers_adapters.registry import TeaPolynomial, config_of
 
 TEA_FILE = "teacache.json"
 FAST_FILE = "fastcache.safetensors"
@@ -19,15 +19,16 @@ _SAMPLED_VALUES = 256
 
 
 def model_fingerprint(transformer: nn.Module) -> str:
-    """Hash of the architecture and a sample of every weight matrix, equal in every dtype."""
+    """Hash of the architecture and a sample of weights, equal in every dtype."""
     digest = hashlib.sha256()
+    matrices = [name for name, parameter in transformer.named_parameters() if parameter.ndim > 1]
+    sampled = [name for name in ("proj_out.weight", "x_embedder.weight") if name in matrices]
     for name, parameter in sorted(transformer.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-    for name in ("proj_out.weight", "x_embedder.weight"):
-        if name in dict(transformer.named_parameters()):
-            values = transformer.get_parameter(name).detach().flatten()[:_SAMPLED_VALUES]
-            sample = values.to("cpu", torch.bfloat16).view(torch.int16)
-            digest.update(sample.numpy().tobytes())
+    for name in sampled or [matrices[0], matrices[-1]]:
+        values = transformer.get_parameter(name).detach().flatten()[:_SAMPLED_VALUES]
+        sample = values.to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -37,7 +38,7 @@ def calibration_path(transformer: nn.Module, file_name: str, given: str | None) 
         if not Path(given).is_file():
             raise FileNotFoundError(f"calibration: no file {given}")
         return Path(given)
-    directory = getattr(transformer.config, "_name_or_path", None)
+    directory = config_of(transformer).get("_name_or_path")
     path = Path(directory) / file_name if directory else None
     return path if path is not None and path.is_file() else None
 

@@ -87,6 +87,8 @@ class Branch:
     calls: int = 0
     last_step: Step | None = None
     full_flops: int = 0
+    output_dtype: torch.dtype | None = None
+    """Of the transformer's output, as the last refresh found it."""
 
 
 @dataclass(slots=True)

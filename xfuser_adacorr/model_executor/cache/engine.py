@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xfuser_adacorr.config import CacheConfig
 from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS, DecisionScope
 
-from .blocks import BlockRunner, bind_arguments
+from .blocks import BlockRunner, bind_arguments, sample_of
 from .clock import SchedulerClock, Step, TimestepClock
 from .context import Branch, CacheSummary, CallRecord, Generation, Trace, layout_of
 from .correction import make_correction
@@ -174,11 +175,12 @@ class CacheEngine:
     def run_transformer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call of the transformer; an exception leaves no state behind."""
         arguments = bind_arguments(self.transformer, args, kwargs)
-        latents = self.family.latent_tokens(arguments[self.family.latents])
-        timestep = arguments[self.family.timestep]
+        given = arguments[self.family.latents]
+        latents = self.family.latent_tokens(given)
+        timestep = torch.as_tensor(arguments[self.family.timestep])
         self.blocks.executed_flops = 0
         try:
-            call = self.active = ActiveCall(latents, timestep, self._branch(latents))
+            call = self.active = ActiveCall(latents, timestep, self._branch(given))
             if self.decides_outside:
                 self._decide(call, None)
             answered = self.decides_outside and not call.record.refreshed
@@ -216,7 +218,9 @@ class CacheEngine:
             signal = self.method.probe(call.branch.method_state, block_call)
         unread = history.unread if self.correction else []
         drift = self.correction.drift_sums(history, call.latents) if self.adaptive else []
-        timestep = [call.timestep.flatten()[0]] if self.clock.needs_timestep else []
+        timestep = []
+        if self.clock.needs_timestep:
+            timestep = [call.timestep.flatten()[0] / self.family.full_noise_timestep]
         # Inside the stack a rank sees its own tokens; the latents outside of it may be whole.
         read = self.scope.read_groups(
             {
@@ -334,9 +338,10 @@ class CacheEngine:
         """The forecast for a reused call; for a refreshed one its output, compensated."""
         history, step, record = call.branch.correction_state, call.step, call.record
         if not record.refreshed:
-            sample = self.correction.reuse(history, step, call.score, call.latents.dtype)
+            sample = self.correction.reuse(history, step, call.score, call.branch.output_dtype)
             return self.family.make_output(sample, return_dict)
-        fresh = self.family.read_output(output)
+        fresh = (self.family.read_output or sample_of)(output)
+        call.branch.output_dtype = fresh.dtype
         sample = self.correction.refresh(history, call.latents, fresh, step, call.score, record)
         return output if sample is fresh else self.family.make_output(sample, return_dict)
 

@@ -44,4 +44,6 @@ def make_correction(
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
     tolerance = config.adacorr_tolerance or default
-    return AdaCorrection(**weights, tolerance=tolerance, compensate=compensate)
+    return AdaCorrection(
+        **weights, tolerance=tolerance, compensate=compensate, followed=family.followed
+    )

@@ -7,6 +7,7 @@ fresh outputs for the skipped calls and compensates the difference in the output
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -76,12 +77,20 @@ class AdaCorrection:
     forced_last_calls = 2
 
     def __init__(
-        self, *, gamma: float, lambda_: float, tolerance: float, compensate: bool = True
+        self,
+        *,
+        gamma: float,
+        lambda_: float,
+        tolerance: float,
+        compensate: bool = True,
+        followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
     ) -> None:
         self.gamma = gamma
         self.lambda_ = lambda_
         self.tolerance = tolerance
         self.compensate = compensate
+        self.followed = followed
+        """(output, channels of the latents) -> the part of it that the sampler follows."""
 
     def new_state(self) -> History:
         return History()
@@ -141,15 +150,18 @@ class AdaCorrection:
         """Store a computed output ``[B, N, C]`` and return it, compensated for skipped calls."""
         fresh = output.detach().to(torch.float32, copy=True)
         result = self._compensated(history, output, fresh, step) if self.compensate else output
+        channels = latents.shape[-1]
         error = torch.zeros((), device=fresh.device)
         if history.v0 is not None:
             weights = line_weights(step.sigma, history.sigma0, history.sigma1)
-            error = (fresh - self._line(history, weights)).square().sum()
+            missed = self.followed(fresh - self._line(history, weights), channels)
+            error = missed.square().sum()
         history.latents = latents.detach().to(torch.float32, copy=True)
         history.spatial = token_std_sum(history.latents)
         history.v1, history.sigma1 = history.v0, None if history.v0 is None else history.sigma0
         history.v0, history.sigma0 = fresh, step.sigma
-        history.unread = [error, fresh.square().sum(), history.latents.square().sum()]
+        velocity = self.followed(fresh, channels)
+        history.unread = [error, velocity.square().sum(), history.latents.square().sum()]
         history.unread_temporal = None if score is None else score.drift.temporal
         history.unread_record = record
         history.accumulated_error, history.skipped = 0.0, []

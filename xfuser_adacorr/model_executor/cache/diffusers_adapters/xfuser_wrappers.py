@@ -10,6 +10,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 from .flux import FLUX
+from .pixart import PIXART
 from .registry import register_family
 
 
@@ -31,4 +32,8 @@ XFUSER_FLUX = register_family(
         make_output=make_flux_output,
         read_output=read_flux_output,
     )
+)
+
+XFUSER_PIXART = register_family(
+    replace(PIXART, name="pixart-xfuser", transformer_class="xFuserPixArtTransformer2DWrapper")
 )

@@ -80,6 +80,11 @@ class Fast(BaseMethod):
         self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
     ) -> None:
         super().__init__(config, family, transformer, signal_only=signal_only)
+        if config.static_tokens and family.select_tokens is None:
+            raise ValueError(
+                f"static_tokens must be False for {type(transformer).__name__} (family "
+                f"{family.name!r}): its blocks need all tokens"
+            )
         self.static_tokens = config.static_tokens and not signal_only
         self.motion_threshold = config.motion_threshold
         self.maps = load_fast_maps(transformer, config.calibration)

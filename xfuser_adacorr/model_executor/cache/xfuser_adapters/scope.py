@@ -13,6 +13,7 @@ from torch import nn
 
 from xfuser_adacorr.config import CacheConfig
 from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.models.sequence_parallel import SequenceParallel
 
 from .pipefusion import PIPEFUSION_METHODS, PipelineStage
 
@@ -40,7 +41,7 @@ def find_scope(transformer: nn.Module, *, check_ranks: bool = False) -> Decision
     Every rank has to ask, since a group may have to be made.
     """
     own = getattr(transformer, "sequence_parallel", None)
-    if own is not None:
+    if isinstance(own, SequenceParallel):
         return DecisionScope(own.group, check_ranks=check_ranks)
     state = _parallel_state()
     if state is None or not is_xfuser_transformer(transformer):

@@ -90,6 +90,10 @@ CASES = [
     *(case("flux-pipeline", method, STAGES) for method in (FB, TEA, FAST)),
     case("flux-pipeline", TEA, STAGES, patches=2, exact=False),
     case("flux-pipeline", NEVER_REUSE, STAGES, patches=2, exact=False),
+    # Rows of the latents, or branches, given to the wrapper.
+    *(case("pixart-pipeline", method, ULYSSES) for method in (TEA, AUTO)),
+    *(case("pixart-pipeline", method, CFG) for method in (FB, AUTO)),
+    case("pixart-pipeline", TEA, STAGES),
     # Sequence parallelism of this package's own model.
     *(case("opensora", method, ULYSSES) for method in (FB, TEA, AUTO, FAST | CORRECTED)),
     case("opensora", TEA, ULYSSES, width=5),

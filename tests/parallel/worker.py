@@ -1,6 +1,7 @@
 """One process of a group: runs the cases of its world size and reports them as JSON lines.
 
-``python -m tests.parallel.worker OUTPUT_DIRECTORY`` with torchrun's environment variables.
+``python -m tests.parallel.worker OUTPUT_DIRECTORY [PART_OF_NAME ...]`` with torchrun's environment
+variables; parts of names choose cases.
 """
 
 import faulthandler
@@ -29,10 +30,12 @@ def report(case: Case) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, parts: list[str]) -> None:
     torch.set_num_threads(1)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     cases = [case for case in CASES if case.world_size == world_size]
+    cases = [case for case in cases if not parts or any(part in case.name for part in parts)]
+    cases.sort(key=lambda case: str(case.degrees))  # joining for other degrees takes long
     joined = None
     with open(directory / f"rank{rank}.jsonl", "w") as file:
         for case in cases:
@@ -47,4 +50,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

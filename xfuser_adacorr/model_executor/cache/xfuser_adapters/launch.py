@@ -93,3 +93,55 @@ def stop() -> None:
 
     destroy_model_parallel()
     destroy_distributed_environment()
+
+
+def parallelise(pipe: Any, engine_config: Any) -> Any:
+    """Give a diffusers pipeline to xfuser; returns the pipeline to call.
+
+    FLUX keeps its diffusers pipeline, with a transformer that splits its inputs, unless stages or
+    tensors are split; that, and PixArt, is done by xfuser's own pipelines. Replicas stay as they
+    are. Raises `ValueError` for a pipeline that is not accepted.
+    """
+    import xfuser
+
+    name, parallel = type(pipe).__name__, engine_config.parallel_config
+    degrees = (parallel.sp_degree, parallel.cfg_degree, parallel.pp_degree, parallel.tp_degree)
+    if all(degree == 1 for degree in degrees):
+        return pipe
+    if name == "FluxPipeline" and degrees[1:] == (1, 1, 1):
+        return _split_inside(pipe, engine_config)
+    classes = {
+        "FluxPipeline": xfuser.xFuserFluxPipeline,
+        "PixArtAlphaPipeline": xfuser.xFuserPixArtAlphaPipeline,
+        "PixArtSigmaPipeline": xfuser.xFuserPixArtSigmaPipeline,
+    }
+    if name not in classes:
+        raise ValueError(f"pipe must be one of {', '.join(classes)}, got {name}")
+    return classes[name](pipe, engine_config)
+
+
+def _split_inside(pipe: Any, engine_config: Any) -> Any:
+    from xfuser.core.distributed import get_runtime_state, initialize_runtime_state
+    from xfuser.model_executor.models.transformers.transformer_flux import (
+        xFuserFlux1Transformer2DWrapper,
+    )
+
+    pipe.transformer = wrap_flux(pipe.transformer, xFuserFlux1Transformer2DWrapper)
+    initialize_runtime_state(pipe, engine_config)
+    get_runtime_state().set_input_parameters(
+        height=pipe.default_sample_size * pipe.vae_scale_factor,
+        width=pipe.default_sample_size * pipe.vae_scale_factor,
+        batch_size=1,
+        max_condition_sequence_length=0,  # read by PipeFusion alone
+    )
+    return pipe
+
+
+def wrap_flux(transformer: Any, wrapper_class: type) -> Any:
+    """The wrapper with the transformer's own weights, not copied."""
+    sizes = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
+    with torch.device("meta"):
+        wrapper = wrapper_class(**sizes)
+    wrapper.load_state_dict(transformer.state_dict(), assign=True)
+    wrapper.register_to_config(_name_or_path=transformer.config.get("_name_or_path", ""))
+    return wrapper.train(transformer.training)

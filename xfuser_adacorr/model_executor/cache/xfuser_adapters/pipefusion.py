@@ -20,6 +20,8 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
 )
 from xfuser_adacorr.model_executor.cache.methods.tea import Tea, TeaState
 
+from .outbox import Outbox
+
 PIPEFUSION_METHODS = ("Fb", "Tea", "Fast")
 FOLLOWED_METHODS = ("Fb", "Tea")
 """Methods with one decision for all blocks, made by the first stage."""
@@ -31,8 +33,7 @@ class PipelineStage:
     def __init__(self, group: Any) -> None:
         self._group = group
         """xfuser's ``PipelineGroupCoordinator``."""
-        self._sending: list[tuple[Any, Tensor]] = []
-        """Messages under way, with the memory they are read from."""
+        self._outbox = Outbox()
 
     @property
     def is_first(self) -> bool:
@@ -53,14 +54,13 @@ class PipelineStage:
         """Send what was decided to the next stage, if there is one; None is a refresh."""
         if self._group.is_last_rank:
             return
-        self._sending = [(work, x) for work, x in self._sending if not work.is_completed()]
         signal = 0.0 if verdict is None else verdict.signal
         message = torch.tensor([verdict is not None, signal], dtype=torch.float64)
         # Through the host: a decision is needed there, and device streams hold the activations.
         work = torch.distributed.isend(
             message, dst=self._group.next_rank, group=self._group.cpu_group
         )
-        self._sending.append((work, message))
+        self._outbox.keep(work, message)
 
     def receive(self) -> Verdict | None:
         """What the stage before this one was told, or decided."""

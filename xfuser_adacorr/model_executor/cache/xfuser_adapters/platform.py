@@ -1,7 +1,7 @@
 """xfuser on machines without an accelerator: 0.7 refuses to be imported there, but runs over gloo.
 
 What it needs on a CPU: device queries that answer, the process groups of its sequence parallelism
-(which it takes from yunchang on GPUs only), attention by PyTorch alone, and triton's names while
+(which it takes from yunchang on GPUs only), attention by PyTorch alone, sends that are kept, and triton's names while
 it is imported, though no kernel can run. Ring attention stays impossible: no CPU attention returns
 the log-sum-exp that its parts are merged with.
 """
@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
+from typing import Any
 
 import torch
+
+from .outbox import Outbox
 
 
 def has_accelerator() -> bool:
@@ -49,6 +52,7 @@ def import_for_cpu() -> ModuleType:
         del sys.modules["xfuser"]
         raise
     _give_process_groups()
+    _keep_messages()
     return xfuser
 
 
@@ -84,4 +88,15 @@ def _give_process_groups() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("xfuser.") and "PROCESS_GROUP" in vars(module):
             module.PROCESS_GROUP = PROCESS_GROUP
-    import_module("xfuser.core.distributed.group_coordinator").synchronize = lambda: None
+
+
+def _keep_messages() -> None:
+    """PipeFusion drops the handles of its asynchronous sends, which gloo would then lose."""
+    coordinator = import_module("xfuser.core.distributed.group_coordinator")
+    coordinator.synchronize = lambda: None  # of a GPU
+    send = coordinator.PipelineGroupCoordinator._pipeline_isend
+
+    def kept(self, tensor: torch.Tensor) -> Any:
+        return self.__dict__.setdefault("_outbox", Outbox()).keep(send(self, tensor), tensor)
+
+    coordinator.PipelineGroupCoordinator._pipeline_isend = kept

@@ -103,6 +103,7 @@ def compared(
     return result | {
         "uncached_difference": uncached_difference,
         "difference": difference(x, expected),
+        "changed": difference(x, plain),
         "restored": torch.equal(run(parallel, None), plain),
         "output": x.flatten()[:8].tolist(),
     }

@@ -1,9 +1,9 @@
 """xfuser on machines without an accelerator: 0.7 refuses to be imported there, but runs over gloo.
 
 What it needs on a CPU: device queries that answer, the process groups of its sequence parallelism
-(which it takes from yunchang on GPUs only), attention by PyTorch alone, sends that are kept, and triton's names while
-it is imported, though no kernel can run. Ring attention stays impossible: no CPU attention returns
-the log-sum-exp that its parts are merged with.
+(which it takes from yunchang on GPUs only), attention by PyTorch alone, asynchronous sends whose
+handles are kept, and triton's names while it is imported, though no kernel can run. Ring attention
+stays impossible: no CPU attention returns the log-sum-exp that its parts are merged with.
 """
 
 import sys

@@ -105,5 +105,6 @@ CASES = [
     case("flux1", TEA | CORRECTED, ULYSSES | CFG, batch=2),
     case("flux1", FAST, ULYSSES | CFG, batch=2),
     case("flux1", FB, ULYSSES | DATA, "replicas"),
-    case("flux-pipeline", TEA, STAGES | ULYSSES),
+    # Here xfuser repeats the text on every rank, so its result is not that of one process.
+    case("flux-pipeline", TEA, STAGES | ULYSSES, exact=False),
 ]

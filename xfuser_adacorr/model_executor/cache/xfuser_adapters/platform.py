@@ -1,8 +1,8 @@
 """xfuser on machines without an accelerator: 0.7 refuses to be imported there, but runs over gloo.
 
 What it needs on a CPU: device queries that answer, the process groups of its sequence parallelism
-(which it takes from yunchang on GPUs only), attention by PyTorch alone, asynchronous sends whose
-handles are kept, and triton's names while it is imported, though no kernel can run. Ring attention
+(which it takes from yunchang on GPUs only), attention by PyTorch alone, sends that gloo can do,
+and triton's names while it is imported, though no kernel can run. Ring attention
 stays impossible: no CPU attention returns the log-sum-exp that its parts are merged with.
 """
 
@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
-from .outbox import Outbox
+from .outbox import Message, Outbox
+
+MOST_DIMENSIONS = 7
+"""Of a tensor that PipeFusion sends."""
 
 
 def has_accelerator() -> bool:
@@ -52,7 +55,7 @@ def import_for_cpu() -> ModuleType:
         del sys.modules["xfuser"]
         raise
     _give_process_groups()
-    _keep_messages()
+    _send_without_waiting()
     return xfuser
 
 
@@ -90,13 +93,34 @@ def _give_process_groups() -> None:
             module.PROCESS_GROUP = PROCESS_GROUP
 
 
-def _keep_messages() -> None:
-    """PipeFusion drops the handles of its asynchronous sends, which gloo would then lose."""
+def _send_without_waiting() -> None:
+    """Give PipeFusion sends that suit gloo.
+
+    xfuser lets go of the handles of its asynchronous sends, which gloo would then lose, and waits
+    for the sends of shapes, which on a GPU does not block; two stages would wait for each other.
+    """
     coordinator = import_module("xfuser.core.distributed.group_coordinator")
     coordinator.synchronize = lambda: None  # of a GPU
-    send = coordinator.PipelineGroupCoordinator._pipeline_isend
+    stage = coordinator.PipelineGroupCoordinator
+    send = stage._pipeline_isend
 
-    def kept(self, tensor: torch.Tensor) -> Any:
-        return self.__dict__.setdefault("_outbox", Outbox()).keep(send(self, tensor), tensor)
+    def outbox_of(group: Any) -> Outbox:
+        return group.__dict__.setdefault("_outbox", Outbox())
 
-    coordinator.PipelineGroupCoordinator._pipeline_isend = kept
+    def send_and_keep(self, tensor: torch.Tensor) -> Message:
+        return outbox_of(self).keep(send(self, tensor), tensor)
+
+    def communicate_shapes(self, tensor_send_to_next=None, recv_prev=False) -> torch.Size:
+        if tensor_send_to_next is not None:
+            size = tensor_send_to_next.shape
+            message = torch.tensor([len(size), *size, *[0] * (MOST_DIMENSIONS - len(size))])
+            work = torch.distributed.isend(message, self.next_rank, group=self.device_group)
+            outbox_of(self).keep(work, message)
+        if not recv_prev:
+            return torch.Size([])
+        message = torch.empty(1 + MOST_DIMENSIONS, dtype=torch.int64)
+        torch.distributed.recv(message, self.prev_rank, group=self.device_group)
+        count, *size = message.tolist()
+        return torch.Size(size[:count])
+
+    stage._pipeline_isend, stage._communicate_shapes = send_and_keep, communicate_shapes

@@ -149,6 +149,7 @@ def test_the_cache_is_active(reports, case):
     for report in reports(case):
         outcomes = {call[2] for call in report["decisions"]}
         assert outcomes == ({True} if threshold == 0.0 else {True, False})
+        assert (report["changed"] > 0.0) == (threshold != 0.0)
         assert report["restored"], "disabling must give the model back"
 
 
@@ -209,6 +210,10 @@ def test_ring_attention_is_cached(tmp_path):
     script = [str(ROOT / "benchmark" / "cache_execute.py"), "--ring_degree", "2"]
     options = ["--cache_methods", "None", "Tea", "--num_prompts", "1", "--output_dir"]
     subprocess.run([*command, *script, *options, str(tmp_path / "out")], check=True, timeout=300)
+
+
+def test_cases_have_names_of_their_own():
+    assert len({case.name for case in CASES}) == len(CASES)
 
 
 # -- what needs no processes ---------------------------------------------------------------------

@@ -35,7 +35,8 @@ class Case:
         corrected = "+AdaCorrection" if self.cache.get("enable_adacorrection") else ""
         degrees = "x".join(f"{key.split('_')[0]}{value:d}" for key, value in self.degrees.items())
         options = "".join(f"-{key}{value}" for key, value in self.options.items())
-        method = self.cache["use_cache"] + corrected
+        threshold = self.cache.get("rel_l1_thresh", self.cache.get("adacorr_tolerance"))
+        method = f"{self.cache['use_cache']}{threshold:g}{corrected}"
         return f"{self.family}-{method}-{degrees}-{self.scenario}{options}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -291,7 +291,8 @@ def run_branches(case: Case) -> dict[str, Any]:
     scope = DecisionScope(get_cfg_group().device_group, latents_are_split=True)
     parallel, alone = BranchSampler(make_tiny_flux()), BatchSampler(make_tiny_flux())
     config = CacheConfig(**case.cache)
-    plain = difference(parallel.run(STEPS), alone.run(STEPS))
+    plain = parallel.run(STEPS)
+    uncached_difference = difference(plain, alone.run(STEPS))
     enable_cache(
         parallel.transformer, config, scheduler=parallel.scheduler, scope=scope, check_ranks=True
     )
@@ -304,8 +305,9 @@ def run_branches(case: Case) -> dict[str, Any]:
         "decisions_alone": decisions(alone.transformer),
         "compute_fraction": cache_summary(parallel.transformer).compute_fraction,
         "messages": traffic.messages,
-        "uncached_difference": plain,
+        "uncached_difference": uncached_difference,
         "difference": difference(x, expected),
+        "changed": difference(x, plain),
         "restored": True,
         "output": x.flatten()[:8].tolist(),
     }

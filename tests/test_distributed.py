@@ -23,7 +23,7 @@ from xfuser_adacorr.model_executor.cache.methods.fast import packed_tests, unpac
 from xfuser_adacorr.model_executor.cache.xfuser_adapters.launch import Degrees
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUP_SECONDS = 900
+GROUP_SECONDS = 1500
 WORLD_SIZES = sorted({case.world_size for case in CASES})
 ROUNDING = 2e-5
 """Relative difference of a whole run that the order of sums can explain, uncached or not."""

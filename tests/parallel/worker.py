@@ -18,7 +18,7 @@ from tests.parallel import runs
 from tests.parallel.cases import CASES, Case
 from xfuser_adacorr.model_executor.cache.xfuser_adapters.launch import Degrees, start, stop
 
-SECONDS_A_CASE = 180
+SECONDS_A_CASE = 300
 
 
 def report(case: Case) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class SelfAttention(nn.Module):
         if rotary_emb is not None:
             query, key = apply_rotary_emb(query, rotary_emb), apply_rotary_emb(key, rotary_emb)
         if share is not None:
-            query, key, value = (share.tokens_to_heads(x) for x in (query, key, value))
+            query, key, value = share.tokens_to_heads(torch.cat([query, key, value])).chunk(3)
         out = F.scaled_dot_product_attention(query, key, value)
         if share is not None:
             out = share.heads_to_tokens(out)

@@ -97,7 +97,7 @@ class DecisionScope:
         same[:, :3] = table[:, :3] == table[:1, :3]
         if not same.all():
             raise RankMismatchError(
-                "ranks that share a sample decided differently; "
+                "ranks that share a sample decided or measured differently; "
                 + "; ".join(_describe(rank, row) for rank, row in enumerate(table.tolist()))
             )
 

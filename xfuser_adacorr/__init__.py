@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _API = "xfuser_adacorr.model_executor.cache.api"
 _CONTEXT = "xfuser_adacorr.model_executor.cache.context"
+_DISTRIBUTED = "xfuser_adacorr.core.distributed"
 _REGISTRY = "xfuser_adacorr.model_executor.cache.diffusers_adapters.registry"
 _LAZY = {
     "apply_cache_on_transformer": _API,
@@ -20,6 +21,8 @@ _LAZY = {
     "enable_cache": _API,
     "is_cache_enabled": _API,
     "reset_cache": _API,
+    "DecisionScope": _DISTRIBUTED,
+    "RankMismatchError": _DISTRIBUTED,
     "CacheSummary": _CONTEXT,
     "CallRecord": _CONTEXT,
     "Trace": _CONTEXT,

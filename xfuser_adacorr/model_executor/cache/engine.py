@@ -1,5 +1,6 @@
 """Runs a transformer under a cache: one decision a call, then blocks run or are replaced."""
 
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xfuser_adacorr.config import CacheConfig
-from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS, DecisionScope
 
 from .blocks import BlockRunner, bind_arguments, sample_of
 from .clock import SchedulerClock, TimestepClock
@@ -20,6 +21,7 @@ from .diffusers_adapters.registry import ModelFamily
 from .intercept import InterceptedCall, handler_of, intercept, release
 from .methods import METHOD_CLASSES
 from .methods.base import BlockCall, Signal, Verdict
+from .xfuser_adapters.pipefusion import FOLLOWED_METHODS, Follower, PipelineStage
 
 DEFAULT_CONTEXT = "default"
 
@@ -51,15 +53,21 @@ class CacheEngine:
         config: CacheConfig,
         clock: SchedulerClock | TimestepClock,
         scope: DecisionScope,
+        stage: PipelineStage | None = None,
     ) -> None:
         self.transformer = transformer
         self.family = family
         self.config = config
         self.clock = clock
         self.scope = scope
+        self.stage = stage
+        """Place in a pipeline whose first stage decides; None: this rank decides."""
         self.method = METHOD_CLASSES[config.use_cache](
             config, family, transformer, signal_only=config.enable_adacorrection
         )
+        self.method.max_sums = MAX_REDUCED_SUMS if scope.is_parallel else None
+        if stage is not None and config.use_cache in FOLLOWED_METHODS and not stage.is_first:
+            self.method = Follower(self.method)
         self.correction = None
         """Made for every generation, since the pipeline's scheduler may change."""
         self.adaptive = config.enable_adacorrection and config.adacorr_mode == "adaptive"
@@ -105,8 +113,10 @@ class CacheEngine:
         if self.generation is None:
             return
         for branch in self.generation.branches.values():
-            if self.correction is not None and branch.correction_state.unread:
-                found = self.scope.read(branch.correction_state.unread)
+            # Ranks may leave a generation at different times, so nothing is reduced here.
+            local = self.scope.latents_are_split
+            if self.correction is not None and branch.correction_state.unread and not local:
+                found = self.scope.read([], branch.correction_state.unread)
                 self.correction.learn(branch.correction_state, found)
         self._close()
 
@@ -129,18 +139,21 @@ class CacheEngine:
 
     def _branch(self, latents: Tensor) -> Branch:
         """The state of this call's branch, new where none can be continued."""
-        layout = layout_of(latents)
-        branch = self.generation and self.generation.branches.get(self.context_name)
+        layout, name = layout_of(latents), self._branch_name()
+        branch = self.generation and self.generation.branches.get(name)
         changed = branch is not None and branch.layout != layout
         if self.clock.run_began() or self.generation is None or changed:
             self._begin_generation()
             branch = None
         return branch or self._new_branch(layout)
 
+    def _branch_name(self) -> str:
+        return self.context_name + (self.stage.patch if self.stage is not None else "")
+
     def _new_branch(self, layout: tuple) -> Branch:
         correction_state = self.correction.new_state() if self.correction else None
-        branch = Branch(self.context_name, layout, self.method.new_state(), correction_state)
-        self.generation.branches[self.context_name] = branch
+        branch = Branch(self._branch_name(), layout, self.method.new_state(), correction_state)
+        self.generation.branches[branch.name] = branch
         return branch
 
     # -- one call --------------------------------------------------------------------------------
@@ -194,17 +207,28 @@ class CacheEngine:
         timestep = []
         if self.clock.needs_timestep:
             timestep = [call.timestep.flatten()[0] / self.family.full_noise_timestep]
-        values = iter(self.scope.read([*unread, *drift, *signal.sums], [*signal.local, *timestep]))
-        found, drifted, sums, local = (
-            [next(values) for _ in group] for group in (unread, drift, signal.sums, signal.local)
+        # Inside the stack a rank sees its own tokens; the latents outside of it may be whole.
+        read = self.scope.read_groups(
+            {
+                "found": unread,
+                "drift": drift,
+                "sums": signal.sums,
+                "local": signal.local,
+                "time": timestep,
+            },
+            reduced=("found", "drift", "sums") if self.scope.latents_are_split else ("sums",),
         )
-        time = next(values, None)
+        found, drifted, sums, local = (read[name] for name in ("found", "drift", "sums", "local"))
+        time = next(iter(read["time"]), None)
         if found:
             self.correction.learn(history, found)
         call.step = self.clock.locate(call.branch.calls, time, last)
         if last is not None and not self.clock.continues(last, call.step):
             self._restart(call, block_call, time)
         self.method.begin_call(call.branch.method_state, call.step)
+        if self.follows:
+            self._record(call, self.stage.receive())
+            return
         verdict = None
         if call.branch.calls > 0:
             verdict = self.method.verdict(call.branch.method_state, sums, local)
@@ -220,11 +244,20 @@ class CacheEngine:
         if block_call is not None:
             self.method.probe(call.branch.method_state, block_call)
 
+    @property
+    def follows(self) -> bool:
+        """Whether an earlier pipeline stage decides for this one."""
+        return isinstance(self.method, Follower)
+
+    def _reason(self, call: ActiveCall, verdict: Verdict | None) -> str:
+        if self.follows:
+            return "stage" if verdict is None else "reuse"
+        corrected_by = self.correction if self.adaptive else None
+        return reason_for(call, verdict, self.config, self.method.forces_last, corrected_by)
+
     def _record(self, call: ActiveCall, verdict: Verdict | None) -> None:
         """Note the decision in the trace, and tell the base method."""
-        step, score = call.step, call.score
-        corrected_by = self.correction if self.adaptive else None
-        reason = reason_for(call, verdict, self.config, self.method.forces_last, corrected_by)
+        step, score, reason = call.step, call.score, self._reason(call, verdict)
         record = CallRecord(call.branch.name, step.index, step.sigma, reason != "reuse", reason)
         if verdict is not None and not self.decides_outside:
             record.base_signal = verdict.signal
@@ -235,6 +268,23 @@ class CacheEngine:
         self.method.settle(call.branch.method_state, verdict, record.refreshed)
         call.record, call.verdict = record, None if record.refreshed else verdict
         self.generation.trace.calls.append(record)
+        if self.stage is not None and self.config.use_cache in FOLLOWED_METHODS:
+            self.stage.pass_on(call.verdict)
+        self._check_ranks(call, verdict)
+
+    def _check_ranks(self, call: ActiveCall, verdict: Verdict | None) -> None:
+        """Raise on all ranks if one decided differently, before anything can hang."""
+        if not self.scope.check_ranks:
+            return
+        record, blocks = call.record, verdict.run_blocks if verdict is not None else None
+        decision = (call.branch.calls, record.step_index, record.reason, blocks)
+        self.scope.check(
+            record.step_index,
+            record.refreshed,
+            zlib.crc32(repr(decision).encode()),
+            (record.base_signal, record.weight, record.temporal),
+            call.latents.device,
+        )
 
     def _finish(self, call: ActiveCall, output: Any, return_dict: bool) -> Any:
         """Account for the call, and correct its output."""
@@ -266,7 +316,7 @@ class CacheEngine:
         if not record.refreshed:
             sample = self.correction.reuse(history, step, call.score, call.branch.output_dtype)
             return self.family.make_output(sample, return_dict)
-        fresh = sample_of(output)
+        fresh = (self.family.read_output or sample_of)(output)
         call.branch.output_dtype = fresh.dtype
         sample = self.correction.refresh(history, call.latents, fresh, step, call.score, record)
         return output if sample is fresh else self.family.make_output(sample, return_dict)

@@ -81,6 +81,9 @@ class ModelFamily:
     """(sample, return_dict) -> what the transformer's forward returns."""
     published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None] = lambda config: None
     """(model config) -> TeaCache's published polynomial, if this is a checkpoint it is for."""
+    read_output: Callable[[Any], Tensor] | None = None
+    """What the transformer's forward returned -> the sample in it. None: a tensor, the first of a
+    tuple, or the sample of a diffusers output."""
     latent_tokens: Callable[[Tensor], Tensor] = lambda latents: latents
     """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -119,7 +122,7 @@ class ModelFamily:
                     )
 
 
-_FAMILY_MODULES = ("flux", "pixart", "dit", "opensora", "opensora2")
+_FAMILY_MODULES = ("flux", "pixart", "dit", "opensora", "opensora2", "xfuser_wrappers")
 _FAMILIES: dict[str, ModelFamily] = {}
 
 

@@ -67,6 +67,8 @@ class BaseMethod(ABC):
 
     forces_last = True
     """The last call of a generation is always computed."""
+    max_sums: int | None = None
+    """Sums that a signal may have where ranks add them up; None: no limit."""
 
     def __init__(
         self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool

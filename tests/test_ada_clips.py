@@ -117,6 +117,7 @@ def published_clip_run(model, rule, steps=STEPS, x_mask=None):
             num_frames,
             encoder_attention_mask=None,
             rotary_emb=None,
+            share=None,
         ):
             x = hidden_states
             if not rule.active:

@@ -60,9 +60,9 @@ def test_hits_save_counted_compute(tiny, name):
     """All calls but the forced ones are hits; Fb computes its first block in them."""
     sampler = cached(tiny, loose(name))
     x = sampler.run(STEPS)
-    guessed = name == "Auto" or "+" in name  # how many calls of the bare transformer are left
-    forced_last = 2 if guessed or name == "Ada" else 0 if name == "Fb" else 1
-    computed = [i == 0 or i >= STEPS - forced_last for i in range(STEPS)]
+    ada = name.startswith("Ada")
+    forced_first, forced_last = (2, 2) if ada else (1, 0) if name == "Fb" else (1, 1)
+    computed = [i < forced_first or i >= STEPS - forced_last for i in range(STEPS)]
     assert refreshed(sampler.model) == computed
     fractions = [call.compute_fraction for call in cache_summary(sampler.model).trace.calls]
     if name.startswith("Fb"):

@@ -4,6 +4,8 @@ import copy
 import functools
 import inspect
 import pickle
+from dataclasses import replace
+from itertools import cycle
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tests.samplers import FLOW, REPLAYED, SCHEDULERS, Loop, linear_loop, relati
 from tests.test_engine import SCALARS, STATED_FLOATS
 from tests.test_synchronisation import host_reads  # noqa: F401 (a fixture)
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
+from xfuser_adacorr.model_executor.cache.correction.adacorrection import AdaCorrection
 from xfuser_adacorr.model_executor.cache.intercept import handler_of
 
 STEPS = 14
@@ -32,9 +35,20 @@ def lagrange(nodes, sigma):
     return total
 
 
-def test_replay_is_what_it_says():
+def set_weights(monkeypatch, weight_at):
+    """Gives the calls the weight ``weight_at(step)``, whatever the offsets say."""
+    score = AdaCorrection.score
+
+    def scored(self, history, sums, step):
+        return replace(score(self, history, sums, step), weight=weight_at(step))
+
+    monkeypatch.setattr(AdaCorrection, "score", scored)
+
+
+def test_replay_is_what_it_says(monkeypatch):
     """Refreshes at 0-3, 6, 7 and the replay at 6 written out, with a transformer not linear."""
-    config = CacheConfig(use_cache="Auto", adacorr_gamma=0.0, warmup_steps=4)
+    set_weights(monkeypatch, lambda step: float(step.index == 6))
+    config = CacheConfig(use_cache="Auto", warmup_steps=4)
     options = {**FLOW, "flow_shift": 1.0}
     loop = Loop(DPMSolverMultistepScheduler(**options))
     enable_cache(loop.transformer, config, scheduler=loop.scheduler)
@@ -129,23 +143,14 @@ def test_a_computed_call_takes_the_steps_other_branches_along():
 
 def test_reason_of_a_branch_taken_along(monkeypatch):
     """With an uncond branch that would never refresh by itself."""
-    from xfuser_adacorr.model_executor.cache.correction.adacorrection import AdaCorrection
-
-    score, lenient = AdaCorrection.score, []
-
-    def scored(self, history, sums, step):
-        found = score(self, history, sums, step)
-        lenient.append(len(lenient) % 2 == 1)
-        weight = 0.0 if lenient[-1] else float(step.index % 3 == 0)
-        return type(found)(weight, found.drift, found.expected_offset, found.accumulated_error)
-
-    monkeypatch.setattr(AdaCorrection, "score", scored)
+    lenient = cycle([False, True])
+    set_weights(monkeypatch, lambda step: 0.0 if next(lenient) else float(step.index % 3 == 0))
     loop = Loop(SCHEDULERS["dpm-2-flow"]())
     enable_cache(loop.transformer, "Auto", scheduler=loop.scheduler)
     loop.run(STEPS, guidance=3.0)
     calls = cache_summary(loop.transformer).trace.calls
     taken = [c.step_index for c in calls if c.context == "uncond" and c.reason == "branch"]
-    assert taken == [3, 6, 9]
+    assert taken == [3, 6, 9, 12]
 
 
 # -- the scheduler taken over ---------------------------------------------------------------------

@@ -18,7 +18,8 @@ from xfuser_adacorr.models import STDiT3Transformer3DModel
 
 CHANNELS = 4
 TEXT = 6
-NAMES = ["Fb", "Tea", "Fast", "Auto", "Fb+AdaCorrection", "Tea+AdaCorrection", "Fast+AdaCorrection"]
+BASES = ("Fb", "Tea", "Fast", "Ada")
+NAMES = [*BASES, "Auto", *(f"{name}+AdaCorrection" for name in BASES)]
 
 
 def seeded(seed, *shape):

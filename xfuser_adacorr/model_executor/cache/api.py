@@ -13,9 +13,9 @@ from .context import CacheSummary
 from .diffusers_adapters.registry import find_family
 from .engine import CacheEngine, engine_of
 from .intercept import handler_of
-from .samplers import check_sampler
+from .samplers import check_sampler, unwrapped
 from .xfuser_adapters.pipefusion import PipelineStage, StageClock
-from .xfuser_adapters.scope import check_config, find_scope, find_stage, unwrap_scheduler
+from .xfuser_adapters.scope import check_config, find_scope, find_stage
 
 
 def _transformer_of(x: Any) -> nn.Module:
@@ -36,10 +36,10 @@ def _clock_for(
             raise ValueError("scheduler must be given under PipeFusion, or enable it on a pipeline")
         return TimestepClock(config.num_steps)
 
-    def get_scheduler() -> Any:
-        return unwrap_scheduler(scheduler if scheduler is not None else x.scheduler)
+    def get_stepper() -> Any:
+        return scheduler if scheduler is not None else x.scheduler
 
-    current = get_scheduler()
+    current = unwrapped(get_stepper())
     if not hasattr(current, "timesteps") or not hasattr(current, "config"):
         raise ValueError(
             f"scheduler must have timesteps and a config, as diffusers' schedulers do; "
@@ -47,7 +47,7 @@ def _clock_for(
         )
     if config.enable_adacorrection and config.adacorr_mode == "adaptive":
         check_sampler(current)
-    return SchedulerClock(get_scheduler) if stage is None else StageClock(get_scheduler)
+    return SchedulerClock(get_stepper) if stage is None else StageClock(get_stepper)
 
 
 def _scope_for(

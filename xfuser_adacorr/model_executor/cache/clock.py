@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .samplers import NoiseSchedule, read_schedule
+from .samplers import NoiseSchedule, read_schedule, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,21 @@ class SchedulerClock:
     others (DDIM, PNDM) the timestep of the call, read with the decision, is looked up.
     """
 
-    def __init__(self, get_scheduler: Callable[[], Any]) -> None:
-        self._get_scheduler = get_scheduler
+    def __init__(self, get_stepper: Callable[[], Any]) -> None:
+        self._get_stepper = get_stepper
         self._timesteps = None
         self._timestep_scale = 1.0
         self.schedule: NoiseSchedule | None = None
         """Of the running generation."""
 
     @property
+    def stepper(self) -> Any:
+        """What the pipeline steps with: its scheduler, or xfuser's wrapper of it."""
+        return self._get_stepper()
+
+    @property
     def scheduler(self) -> Any:
-        return self._get_scheduler()
+        return unwrapped(self.stepper)
 
     @property
     def needs_timestep(self) -> bool:

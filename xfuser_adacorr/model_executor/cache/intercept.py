@@ -56,18 +56,23 @@ def _stepping_class(cls: type) -> type:
 def intercept(module: nn.Module, handler: Handler, mixin: type = InterceptedCall) -> None:
     """Route ``module(...)`` through ``handler(original_call, *args, **kwargs)``."""
     module.__dict__[_HANDLER] = handler
-    module.__class__ = _intercepted_class(type(module), mixin)
+    _set_class(module, _intercepted_class(type(module), mixin))
 
 
 def intercept_step(scheduler: Any, handler: Handler) -> None:
     """Route ``scheduler.step(...)`` through ``handler(original_step, *args, **kwargs)``."""
     scheduler.__dict__[_HANDLER] = handler
-    scheduler.__class__ = _stepping_class(type(scheduler))
+    _set_class(scheduler, _stepping_class(type(scheduler)))
+
+
+def _set_class(x: Any, cls: type) -> None:
+    """Past an own ``__setattr__``: xfuser's wrappers hand attributes on to what they wrap."""
+    object.__setattr__(x, "__class__", cls)
 
 
 def release(intercepted: Any) -> None:
     """Undo `intercept` or `intercept_step`."""
-    intercepted.__class__ = type(intercepted)._intercepts
+    _set_class(intercepted, type(intercepted)._intercepts)
     del intercepted.__dict__[_HANDLER]
 
 

@@ -31,6 +31,15 @@ STEP_ARGUMENTS = {"model_output", "timestep", "sample"}
 Mending = Literal["output", "replay", "none"]
 
 
+XFUSER_WRAPPER = "xFuserSchedulerBaseWrapper"
+
+
+def unwrapped(scheduler: Any) -> Any:
+    """The diffusers scheduler within xfuser's wrapper of it, or the scheduler itself."""
+    wrapped = any(cls.__name__ == XFUSER_WRAPPER for cls in type(scheduler).__mro__)
+    return scheduler.module if wrapped else scheduler
+
+
 def is_known_as(scheduler: Any, names: Sequence[str]) -> bool:
     """Whether the scheduler is of one of the classes, or of a subclass."""
     return any(cls.__name__ in names for cls in type(scheduler).__mro__)

@@ -42,7 +42,7 @@ def make_compensation(clock: SchedulerClock | TimestepClock) -> Compensation:
         return EulerCompensation()
     if mending == "replay":
         return ReplayCompensation(
-            scheduler, clock.schedule.timesteps, partial(_warn_uncompensated, name)
+            clock.stepper, clock.schedule.timesteps, partial(_warn_uncompensated, name)
         )
     _warn_uncompensated(name, "")
     return Compensation()

@@ -17,6 +17,7 @@ from torch import Tensor
 from xfuser_adacorr.core.blend import blend_weights, curvature_node
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.intercept import handler_of, intercept_step, release
+from xfuser_adacorr.model_executor.cache.samplers import unwrapped
 
 from .compensation import Compensation
 
@@ -52,8 +53,8 @@ class Record:
     v1: Node | None = None
     latents: Tensor | None = None
     """As given to the first skipped step."""
-    sampler_state: dict[str, Any] = field(default_factory=dict)
-    """The scheduler's attributes before that step; lists are copies."""
+    sampler_state: list[dict[str, Any]] = field(default_factory=list)
+    """Attributes of the scheduler, and of xfuser's wrapper, before that step; lists are copies."""
     skipped: list[SkippedStep] = field(default_factory=list)
     returned: Tensor | None = None
     """The latents that the last skipped step returned, to see whether others replace them."""
@@ -72,26 +73,28 @@ class ReplayCompensation(Compensation):
 
     def __init__(
         self,
-        scheduler: Any,
+        stepper: Any,
         timesteps: list[float] | None,
         warn: Callable[[str], None],
     ) -> None:
-        self.scheduler = scheduler
+        self.stepper, self.scheduler = stepper, unwrapped(stepper)
+        self._holders = [stepper] if stepper is self.scheduler else [stepper, self.scheduler]
+        """Whose attributes are the sampler's state."""
         self.record = Record()
         self._host_timesteps = timesteps
-        self._timesteps = scheduler.timesteps
+        self._timesteps = self.scheduler.timesteps
         self._warn = warn
         self._calls: list[tuple[Step, bool]] = []
         """Step and outcome of the transformer's calls since the last step."""
-        if handler_of(scheduler) is not None:  # of a generation that was never ended
-            release(scheduler)
-        self._signature = inspect.signature(scheduler.step)
-        intercept_step(scheduler, self.step)
+        if handler_of(stepper) is not None:  # of a generation that was never ended
+            release(stepper)
+        self._signature = inspect.signature(stepper.step)
+        intercept_step(stepper, self.step)
 
     def release(self) -> None:
         self.record, self._calls = Record(), []
-        if handler_of(self.scheduler) == self.step:
-            release(self.scheduler)
+        if handler_of(self.stepper) == self.step:
+            release(self.stepper)
 
     def called(self, step: Step, refreshed: bool) -> None:
         self._calls = [call for call in self._calls if call[0].index == step.index]
@@ -103,13 +106,13 @@ class ReplayCompensation(Compensation):
 
     def held(self) -> list[Tensor]:
         """What is kept here and not by the scheduler itself."""
-        own = {id(tensor) for tensor in _tensors(vars(self.scheduler))}
+        own = {id(tensor) for holder in self._holders for tensor in _tensors(vars(holder))}
         record = self.record
         kept = [
             *(node.output for node in (record.v0, record.v1) if node is not None),
             *(x for x in (record.latents, record.returned_values) if x is not None),
             *(past.change for past in record.skipped if past.change is not None),
-            *_tensors(record.sampler_state),
+            *(tensor for state in record.sampler_state for tensor in _tensors(state)),
         ]
         return [tensor for tensor in kept if id(tensor) not in own]
 
@@ -144,7 +147,7 @@ class ReplayCompensation(Compensation):
             return original(**arguments)
         if not record.skipped:
             record.latents = arguments["sample"]
-            record.sampler_state = _snapshot(self.scheduler)
+            record.sampler_state = [_snapshot(holder) for holder in self._holders]
         rest = {k: v for k, v in arguments.items() if k not in ("model_output", "sample")}
         if self._host_timesteps is not None:  # a tensor would be read from the device once more
             rest["timestep"] = self._host_timesteps[place.index]
@@ -185,8 +188,9 @@ class ReplayCompensation(Compensation):
     ) -> Tensor:
         """Set the sampler back, and return the latents it now arrives at."""
         record = self.record
-        vars(self.scheduler).clear()
-        vars(self.scheduler).update(record.sampler_state)
+        for holder, state in zip(self._holders, record.sampler_state, strict=True):
+            vars(holder).clear()
+            vars(holder).update(state)
         latents = record.latents
         for past in record.skipped:
             latents = _changed(latents, past.change)

@@ -26,11 +26,30 @@ def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     )[0]
 
 
+def attention_residual(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    """Gated self-attention of the block."""
+    hidden_states = arguments["hidden_states"]
+    modulated, gate, *_ = block.norm1(
+        hidden_states,
+        arguments["timestep"],
+        arguments["class_labels"],
+        hidden_dtype=hidden_states.dtype,
+    )
+    return gate.unsqueeze(1) * block.attn1(modulated)
+
+
 DIT = register_family(
     ModelFamily(
         name="dit",
         transformer_class="DiTTransformer2DModel",
-        block_lists=(BlockList(attribute="transformer_blocks", streams=STREAMS, returns=STREAMS),),
+        block_lists=(
+            BlockList(
+                attribute="transformer_blocks",
+                streams=STREAMS,
+                returns=STREAMS,
+                attention_residual=attention_residual,
+            ),
+        ),
         latents="hidden_states",
         latent_tokens=channels_first_tokens,
         timestep="timestep",

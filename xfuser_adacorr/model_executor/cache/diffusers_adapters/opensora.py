@@ -4,7 +4,7 @@ Two descriptions: `STDiT3Transformer3DModel` of this package, and the original p
 which is recognised by its structure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,20 @@ OPEN_SORA_1_2_POLYNOMIAL = TeaPolynomial(
 """TeaCache's published fit for Open-Sora 1.2; its fit range is not published."""
 
 
-def block_pairs(stream: str) -> tuple[BlockList, BlockList]:
+AttentionResidual = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+
+
+def block_pairs(
+    stream: str, temporal_residual: AttentionResidual | None = None
+) -> tuple[BlockList, BlockList]:
     return (
         BlockList(attribute="spatial_blocks", streams=(stream,), returns=(stream,)),
         BlockList(
-            attribute="temporal_blocks", streams=(stream,), returns=(stream,), interleaved=True
+            attribute="temporal_blocks",
+            streams=(stream,),
+            returns=(stream,),
+            interleaved=True,
+            attention_residual=temporal_residual,
         ),
     )
 
@@ -42,6 +51,15 @@ def published_polynomial(config: Mapping[str, Any]) -> TeaPolynomial | None:
 
 def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     return block.modulated_input(arguments["hidden_states"], arguments["temb"])
+
+
+def temporal_residual(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    return block.attention_branch(
+        arguments["hidden_states"],
+        arguments["temb"],
+        arguments["num_frames"],
+        arguments.get("rotary_emb"),
+    )
 
 
 def original_modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
@@ -75,7 +93,7 @@ OPENSORA = register_family(
     ModelFamily(
         name="opensora",
         transformer_class="STDiT3Transformer3DModel",
-        block_lists=block_pairs("hidden_states"),
+        block_lists=block_pairs("hidden_states", temporal_residual),
         latents="hidden_states",
         latent_tokens=channels_first_tokens,
         timestep="timestep",
@@ -85,6 +103,7 @@ OPENSORA = register_family(
         modulated_input=modulated_input,
         published_polynomial=published_polynomial,
         thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05},
+        num_frames=lambda arguments: arguments["num_frames"],
     )
 )
 
@@ -99,5 +118,6 @@ OPENSORA_ORIGINAL = register_family(
         output_stream="x",
         modulated_input=original_modulated_input,
         make_output=lambda sample, return_dict: sample,
+        num_frames=lambda arguments: arguments["T"],
     )
 )

@@ -23,11 +23,26 @@ def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     return block.norm1(hidden_states) * (1 + scale) + shift
 
 
+def attention_residual(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    """Gated self-attention of the block."""
+    modulation = block.scale_shift_table + arguments["timestep"].unflatten(-1, (6, -1))
+    return modulation[:, 2:3] * block.attn1(
+        modulated_input(block, arguments), attention_mask=arguments.get("attention_mask")
+    )
+
+
 PIXART = register_family(
     ModelFamily(
         name="pixart",
         transformer_class="PixArtTransformer2DModel",
-        block_lists=(BlockList(attribute="transformer_blocks", streams=STREAMS, returns=STREAMS),),
+        block_lists=(
+            BlockList(
+                attribute="transformer_blocks",
+                streams=STREAMS,
+                returns=STREAMS,
+                attention_residual=attention_residual,
+            ),
+        ),
         latents="hidden_states",
         latent_tokens=channels_first_tokens,
         timestep="timestep",

@@ -5,6 +5,7 @@ stage to stage as two numbers, and every stage reuses its own blocks under it. `
 by block, which each stage can do for itself.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
     Verdict,
 )
 from xfuser_adacorr.model_executor.cache.methods.tea import Tea, TeaState
+from xfuser_adacorr.model_executor.cache.samplers import unwrapped
 
 from .outbox import Outbox
 
@@ -99,15 +101,15 @@ class StageClock:
     needs_timestep = True
     schedule = None
 
-    def __init__(self, get_scheduler) -> None:
-        self._get_scheduler = get_scheduler
+    def __init__(self, get_stepper: Callable[[], Any]) -> None:
+        self._get_stepper = get_stepper
         self._made: Tensor | None = None
         self._timesteps: list[float] = []
         self._sigmas: list[float] = []
 
     @property
     def scheduler(self) -> Any:
-        return self._get_scheduler()
+        return unwrapped(self._get_stepper())
 
     def run_began(self) -> bool:
         """True once for every ``set_timesteps``: it makes new tensors for each generation."""

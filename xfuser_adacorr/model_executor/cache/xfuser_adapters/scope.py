@@ -18,7 +18,6 @@ from xfuser_adacorr.models.sequence_parallel import SequenceParallel
 from .pipefusion import PIPEFUSION_METHODS, PipelineStage
 
 LEGACY_WRAPPER = "xFuserTransformerBaseWrapper"
-SCHEDULER_WRAPPER = "xFuserSchedulerBaseWrapper"
 
 
 def _class_names(x: Any) -> set[str]:
@@ -81,11 +80,6 @@ def find_stage(transformer: nn.Module) -> PipelineStage | None:
         return None
     pipeline = state.get_pp_group()
     return PipelineStage(pipeline) if pipeline.world_size > 1 else None
-
-
-def unwrap_scheduler(scheduler: Any) -> Any:
-    """The diffusers scheduler within xfuser's wrapper of it."""
-    return scheduler.module if SCHEDULER_WRAPPER in _class_names(scheduler) else scheduler
 
 
 def check_config(config: CacheConfig, scope: DecisionScope, stage: PipelineStage | None) -> None:

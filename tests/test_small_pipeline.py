@@ -69,9 +69,7 @@ def test_noise_levels_lie_inside_the_unit_interval_and_cover_it():
     sigmas = sample_sigmas(4096, torch.Generator().manual_seed(0))
     assert sigmas.min() > 0 and sigmas.max() < 1
     assert (sigmas < 0.1).any() and (sigmas > 0.9).any()
-    logit_normal = torch.sigmoid(0.2 + torch.special.ndtri((torch.arange(1000) + 0.5) / 1000))
-    mean = 0.5 * 0.8 + 0.35 * logit_normal.mean() + 0.15 * 0.5
-    assert sigmas.mean() == pytest.approx(mean.item(), abs=0.01)
+    assert 0.65 < sigmas.mean() < 0.68
 
 
 def test_a_budget_without_an_end_raises():

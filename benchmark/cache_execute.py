@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
@@ -16,6 +17,21 @@ from benchmark.settings import BenchmarkError, Settings, read_settings  # noqa: 
 
 def execute(settings: Settings, console: Console) -> None:
     """Run what the settings say; raises `BenchmarkError` before anything is written."""
+    from benchmark.parallel import LEADER, follow, joined, parallelised, rank
+
+    with joined(settings) as engine_config:
+        if rank() == LEADER:
+            lead(settings, console, engine_config)
+        else:
+            from benchmark.loading import load_pipeline
+            from benchmark.runner import use_threads
+
+            use_threads(settings)
+            follow(parallelised(load_pipeline(settings), engine_config), settings)
+
+
+def lead(settings: Settings, console: Console, engine_config: Any) -> None:
+    """Plan, make, score and report; the only rank that logs and writes."""
     # Imported late: --help and mistakes on the command line answer at once.
     from benchmark.loading import fingerprint, load_documented, load_prompts
     from benchmark.plan import comparison_rows, gamma_lambda_rows, same_compute_rows
@@ -44,7 +60,7 @@ def execute(settings: Settings, console: Console) -> None:
         raise BenchmarkError(str(error)) from error
 
     console.print(f"Loading {settings.model}")
-    bench = Workbench(settings)
+    bench = Workbench(settings, engine_config)
     store.open(_identity(settings, fingerprint, threads(settings)), settings.resume)
     run_rows(bench, [ODE, *rows] if settings.ode_reference else rows)
     seconds = None
@@ -75,13 +91,16 @@ def _identity(settings: Settings, fingerprint, threads: int) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for a mistake of the user's, 130 if interrupted."""
-    errors = Console(stderr=True)
+    errors, rank, settings = Console(stderr=True), os.environ.get("RANK", "0"), None
     try:
         settings = read_settings(sys.argv[1:] if argv is None else argv)
         console = Console()
         console.width = max(console.width, 130)  # tables are not to be cut off
         execute(settings, console)
     except BenchmarkError as error:
+        if rank != "0" and settings is None:
+            return 2  # rank 0 says it
+        error = error if rank == "0" else f"rank {rank}: {error}"
         errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -92,4 +111,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("XDIT_LOGGING_LEVEL", "ERROR")
     sys.exit(main())

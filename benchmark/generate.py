@@ -11,6 +11,14 @@ from torch import Tensor
 
 from benchmark.families import FAMILIES
 from benchmark.loading import picture_shape
+from benchmark.parallel import (
+    gathered,
+    get_scheduler,
+    own_entry,
+    replicas,
+    set_scheduler,
+    tell,
+)
 from benchmark.plan import Row
 from benchmark.schedulers import make_scheduler
 from benchmark.settings import Settings
@@ -31,29 +39,34 @@ class Generated:
 @contextmanager
 def prepared(pipe: Any, row: Row) -> Iterator[None]:
     """The pipeline with the row's solver and cache; afterwards it is as it was."""
-    own = pipe.scheduler
-    pipe.scheduler = make_scheduler(row.solver, own)
+    tell("prepare", row)
+    own = get_scheduler(pipe)
+    set_scheduler(pipe, make_scheduler(row.solver, own))
     try:
         if row.config is not None:
             enable_cache(pipe, row.config)
         try:
             yield
+            tell("restore")
         finally:
             if row.config is not None:
                 disable_cache(pipe)
     finally:
-        pipe.scheduler = own
+        set_scheduler(pipe, own)
 
 
 @torch.no_grad()
-def make_picture(pipe: Any, settings: Settings, entry: dict[str, Any], steps: int) -> Tensor:
-    """One picture, float32 [3, H, W] in [0, 1] on the CPU; the noise is seeded on the CPU."""
+def make_picture(pipe: Any, settings: Settings, entry: dict[str, Any], steps: int) -> Tensor | None:
+    """One picture, float32 [3, H, W] in [0, 1] on the CPU; the noise is seeded on the CPU.
+
+    None on a rank whose pipeline leaves the picture to another.
+    """
     height, width = picture_shape(settings, pipe)
     options = FAMILIES[settings.model_type].call_options(pipe)
     if settings.true_cfg_scale > 1:
         options |= {"negative_prompt": "", "true_cfg_scale": settings.true_cfg_scale}
     output = pipe(
-        entry["prompt"],
+        prompt=entry["prompt"],
         height=height,
         width=width,
         num_inference_steps=steps,
@@ -61,7 +74,25 @@ def make_picture(pipe: Any, settings: Settings, entry: dict[str, Any], steps: in
         output_type="pt",
         **options,
     )
-    return output.images[0].float().cpu()
+    return None if output is None else output.images[0].float().cpu()
+
+
+def make_group(
+    pipe: Any, settings: Settings, entries: Entries, steps: int, cached: bool
+) -> list[tuple[Tensor, Any]]:
+    """(picture, summary if ``cached``) of each entry, of which there is one a replica at most."""
+    tell("pictures", entries, steps, cached)
+    entry, picture, summary = own_entry(entries), None, None
+    if entry is not None:
+        picture = make_picture(pipe, settings, entry, steps)
+        summary = cache_summary(pipe) if cached else None
+    return gathered(picture, summary)
+
+
+def groups(entries: Entries) -> Iterator[Entries]:
+    """As many entries at a time as there are replicas."""
+    for start in range(0, len(entries), replicas()):
+        yield entries[start : start + replicas()]
 
 
 def generate_row(
@@ -74,11 +105,14 @@ def generate_row(
     """The row's picture of every prompt."""
     pictures, summaries = [], []
     with prepared(pipe, row):
-        for entry in entries:
-            pictures.append(make_picture(pipe, settings, entry, row.num_inference_steps))
-            if row.config is not None:
-                summaries.append(cache_summary(pipe))
-            on_picture()
+        for group in groups(entries):
+            cached = row.config is not None
+            made = make_group(pipe, settings, group, row.num_inference_steps, cached)
+            for picture, summary in made:
+                pictures.append(picture)
+                if cached:
+                    summaries.append(summary)
+                on_picture()
     return Generated(torch.stack(pictures), summaries)
 
 
@@ -99,14 +133,15 @@ def time_rows(
     for turn in range(settings.warmup + settings.repetitions):
         for row in rows:
             with prepared(pipe, row):
-                make_picture(pipe, settings, entries[0], 4)
-                for entry in entries:
+                make_group(pipe, settings, entries[: replicas()], 4, False)
+                for group in groups(entries):
                     _synchronise()
                     start = time.perf_counter()
-                    make_picture(pipe, settings, entry, row.num_inference_steps)
+                    make_group(pipe, settings, group, row.num_inference_steps, False)
                     _synchronise()
                     if turn >= settings.warmup:
-                        seconds[row.key].append(time.perf_counter() - start)
+                        elapsed = (time.perf_counter() - start) / len(group)
+                        seconds[row.key] += [elapsed] * len(group)
             on_round()
     return seconds
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def first_line(error: BaseException) -> str:
 
 
 def default_device(settings: Settings) -> str:
-    return settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if settings.degrees else "cuda"
+    return settings.device or (own if torch.cuda.is_available() else "cpu")
 
 
 def picture_shape(settings: Settings, pipe: Any) -> tuple[int, int]:

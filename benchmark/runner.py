@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from benchmark.generate import Generated, generate_row, time_rows
 from benchmark.loading import load_pipeline, load_prompts, picture_shape
+from benchmark.parallel import parallelised
 from benchmark.plan import Row, uncached_row
 from benchmark.schedulers import DPM_SOLVER
 from benchmark.scoring import Scorer
@@ -28,12 +29,12 @@ TIMED_PROMPTS = 4
 class Workbench:
     """What one process needs to make and score rows."""
 
-    def __init__(self, settings: Settings) -> None:
-        torch.set_num_threads(threads(settings))
+    def __init__(self, settings: Settings, engine_config: Any = None) -> None:
+        use_threads(settings)
         self.settings = settings
         self.store = Store(settings.output_dir)
         self.entries = load_prompts(settings)
-        self.pipe = load_pipeline(settings)
+        self.pipe = parallelised(load_pipeline(settings), engine_config)
         self.shape = picture_shape(settings, self.pipe)
         self.scorer = Scorer(settings, self.shape, [entry["prompt"] for entry in self.entries])
 
@@ -75,6 +76,10 @@ class Workbench:
 
 def threads(settings: Settings) -> int:
     return settings.threads or (1 if settings.workers > 1 else torch.get_num_threads())
+
+
+def use_threads(settings: Settings) -> None:
+    torch.set_num_threads(threads(settings))
 
 
 def cost(row: Row, made: Generated) -> dict[str, Any]:

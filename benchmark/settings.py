@@ -1,9 +1,10 @@
 """The benchmark's command line, checked and resolved into one record."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,14 @@ PATHS = (
     "inception_weights",
     "lpips_weights",
     "output_dir",
+)
+
+
+DEGREES = (
+    "ulysses_degree",
+    "ring_degree",
+    "pipefusion_parallel_degree",
+    "data_parallel_degree",
 )
 
 
@@ -67,6 +76,8 @@ class Settings:
     workers: int
     output_dir: Path
     resume: bool
+    degrees: dict[str, Any] = field(default_factory=dict)
+    """How the devices share the work, by xfuser's names; empty in one process."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the results; paths inside the repository are relative to it."""
@@ -216,6 +227,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="processes that make pictures, one thread each by default if above 1 (1)",
     )
 
+    add = parser.add_argument_group("several devices, under torchrun (names are xfuser's)")
+    for name in DEGREES:
+        add.add_argument(f"--{name}", type=_number(int, 1), default=1, metavar="N")
+    add.add_argument("--use_cfg_parallel", action="store_true", help="a branch on each half")
+
     add = parser.add_argument_group("studies, instead of the comparison").add_argument
     add("--sweep", action="store_true", help="each method's curve over its knob, without latency")
     add(
@@ -251,11 +267,29 @@ def read_settings(argv: Sequence[str]) -> Settings:
         given["cache_methods"], corrected=given.pop("enable_adacorrection")
     )
     given["num_inference_steps"] = tuple(dict.fromkeys(given["num_inference_steps"]))
+    given["degrees"] = _read_degrees(given)
     given["ode_reference"] = given["ode_reference"] or mode == "sweep"
     directory = given.pop("output_dir")
     if directory is None:
         directory = default_output_dir(Path.cwd() / "adacorr-results", family, given["resume"])
     return Settings(mode=mode, cache_options=options, output_dir=Path(directory), **given)
+
+
+def _read_degrees(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the parallel degrees out of the arguments; empty for one process."""
+    degrees = {name: given.pop(name) for name in (*DEGREES, "use_cfg_parallel")}
+    needed = 2 if degrees["use_cfg_parallel"] else 1
+    for name in DEGREES:
+        needed *= degrees[name]
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if needed != processes:
+        raise BenchmarkError(
+            f"the parallel degrees need {needed} processes, but there are {processes}: "
+            f"start it with torchrun --nproc_per_node {needed}, or change the degrees"
+        )
+    if processes > 1 and given["workers"] > 1:
+        raise BenchmarkError("--workers: leave it at 1 under torchrun")
+    return degrees if processes > 1 else {}
 
 
 def _expand_methods(methods: Sequence[str], *, corrected: bool) -> tuple[str, ...]:

@@ -16,34 +16,50 @@ FRACTIONS = (0.25, 0.35, 0.5)
 FEWER_STEPS = (0.22, 0.54)
 """Fewer-steps rows cover these shares of the reference's steps."""
 
-LOOSE_TOLERANCE = 0.3
-"""Corrected methods are swept with their own trigger deciding, not the correction's."""
+
+def _over(knob: str, *values: float) -> list[dict[str, Any]]:
+    return [{knob: value} for value in values]
 
 
-def _over(knob: str, *values: float, **fixed: float) -> list[dict[str, Any]]:
-    return [{knob: value, **fixed} for value in values]
-
-
-def _with_correction(method: str, *thresholds: float) -> dict[str, list[dict[str, Any]]]:
-    """A base method and its corrected variant over the same thresholds."""
-    return {
-        method: _over("rel_l1_thresh", *thresholds),
-        method + CORRECTED: _over("rel_l1_thresh", *thresholds, adacorr_tolerance=LOOSE_TOLERANCE),
-    }
+def _corrected(*points: tuple[float, float]) -> list[dict[str, Any]]:
+    """Thresholds, looser than the base method's own, with the tolerance that makes up for it."""
+    return [{"rel_l1_thresh": x, "adacorr_tolerance": tolerance} for x, tolerance in points]
 
 
 SWEEPS: dict[int, dict[str, list[dict[str, Any]]]] = {
     28: {
-        **_with_correction("Fb", 0.11, 0.18, 0.3, 0.5, 0.65),
-        **_with_correction("Tea", 0.09, 0.14, 0.2, 0.3, 0.4),
-        **_with_correction("Fast", 0.055, 0.09, 0.13, 0.2, 0.32),
-        "Auto": _over("adacorr_tolerance", 0.004, 0.006, 0.015, 0.035, 0.1),
+        "Fb": _over("rel_l1_thresh", 0.12, 0.16, 0.2, 0.28, 0.36),
+        "Fb" + CORRECTED: _corrected(
+            (0.12, 0.01), (0.2, 0.01), (0.35, 0.01), (0.35, 0.02), (0.6, 0.04), (0.6, 0.15)
+        ),
+        "Tea": _over("rel_l1_thresh", 0.1, 0.14, 0.18, 0.25, 0.32),
+        "Tea" + CORRECTED: _corrected(
+            (0.1, 0.02), (0.14, 0.02), (0.18, 0.02), (0.3, 0.02), (0.3, 0.05), (0.45, 0.05)
+        ),
+        "Fast": _over("rel_l1_thresh", 0.045, 0.055, 0.08, 0.1, 0.14, 0.18),
+        "Fast" + CORRECTED: _corrected(
+            (0.08, 0.01), (0.1, 0.01), (0.18, 0.01), (0.32, 0.01), (0.32, 0.04), (0.6, 0.08)
+        ),
+        "Ada": _over("rel_l1_thresh", 0.21, 0.25, 0.32, 0.4, 0.6, 1.6),
+        "Ada" + CORRECTED: _corrected((0.2, 0.01), (0.4, 0.01), (0.8, 0.02), (1.6, 0.05)),
+        "Auto": _over("adacorr_tolerance", 0.0015, 0.003, 0.006, 0.012, 0.025, 0.05),
     },
     50: {
-        **_with_correction("Fb", 0.065, 0.08, 0.13, 0.2, 0.27),
-        **_with_correction("Tea", 0.055, 0.09, 0.13, 0.2),
-        **_with_correction("Fast", 0.035, 0.055, 0.08, 0.11, 0.16),
-        "Auto": _over("adacorr_tolerance", 0.001, 0.003, 0.008, 0.014),
+        "Fb": _over("rel_l1_thresh", 0.065, 0.08, 0.11, 0.16, 0.22),
+        "Fb" + CORRECTED: _corrected(
+            (0.065, 0.01), (0.1, 0.01), (0.16, 0.01), (0.27, 0.005), (0.27, 0.02)
+        ),
+        "Tea": _over("rel_l1_thresh", 0.055, 0.08, 0.11, 0.15, 0.2),
+        "Tea" + CORRECTED: _corrected(
+            (0.055, 0.01), (0.08, 0.01), (0.11, 0.01), (0.15, 0.01), (0.25, 0.005)
+        ),
+        "Fast": _over("rel_l1_thresh", 0.027, 0.034, 0.045, 0.06, 0.08, 0.1),
+        "Fast" + CORRECTED: _corrected(
+            (0.04, 0.01), (0.05, 0.01), (0.06, 0.01), (0.1, 0.01), (0.16, 0.003), (0.16, 0.006)
+        ),
+        "Ada": _over("rel_l1_thresh", 0.12, 0.15, 0.2, 0.3, 0.4, 0.6),
+        "Ada" + CORRECTED: _corrected((0.12, 0.01), (0.2, 0.01), (0.3, 0.01), (0.6, 0.02)),
+        "Auto": _over("adacorr_tolerance", 0.0005, 0.001, 0.002, 0.004, 0.008),
     },
 }
 """Steps -> method -> options tried. Other step counts take the lists of the nearest one here."""

@@ -67,13 +67,15 @@ def label(result: Result) -> str:
 
 
 def knob(result: Result) -> str:
-    """The option of a row that a sweep varies."""
+    """The options of a row that a sweep varies."""
     config = result["config"]
     if config is None:
         return f"{result['num_inference_steps']} steps"
-    name = "adacorr_tolerance" if config["use_cache"] == "Auto" else "rel_l1_thresh"
-    value = config[name]
-    return f"{name} {MISSING if value is None else f'{value:g}'}"
+    names = ["rel_l1_thresh"] if config["use_cache"] != "Auto" else []
+    names += ["adacorr_tolerance"] if config["enable_adacorrection"] else []
+    return ", ".join(
+        f"{name} {MISSING if config[name] is None else f'{config[name]:g}'}" for name in names
+    )
 
 
 def _columns(results: Sequence[Result], *, latency: bool) -> dict[str, Any]:

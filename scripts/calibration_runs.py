@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def parse_arguments(description: str, file_name: str) -> argparse.Namespace:
+def parse_arguments(
+    description: str,
+    file_name: str,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     small = ROOT / "benchmark" / "pipelines" / "flux"
     parser.add_argument(
@@ -31,6 +36,8 @@ def parse_arguments(description: str, file_name: str) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--max_sequence_length", type=int, default=24)
     parser.add_argument("--output", help=f"default: {file_name} beside the transformer's weights")
+    if add_options is not None:
+        add_options(parser)
     arguments = parser.parse_args()
     arguments.output = Path(arguments.output or Path(arguments.model) / "transformer" / file_name)
     return arguments

@@ -220,7 +220,7 @@ def test_pictures_of_another_size_or_content_are_not_judged(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--cache_methods", "Fb", "Tee"), "Tee'; accepted: None, Fb, Tea, Fast, Auto"),
+        (("--cache_methods", "Fb", "Tee"), "Tee'; accepted: None, Fb, Tea, Fast, Ada, Auto"),
         (("--model_type", "dalle"), "choose from 'flux'"),
         (("--num_inference_steps", "3"), "at least 4"),
         (("--repetitions", "0"), "at least 1"),

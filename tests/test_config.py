@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"use_cache": "Fbx"}, ValueError, "use_cache must be one of Fb, Tea, Fast, Auto"),
+        ({"use_cache": "Fbx"}, ValueError, "use_cache must be one of Fb, Tea, Fast, Ada, Auto"),
         ({"rel_l1_thresh": -0.1}, ValueError, "rel_l1_thresh must be finite and at least 0"),
         ({"rel_l1_thresh": float("nan")}, ValueError, "rel_l1_thresh must be finite"),
         ({"rel_l1_thresh": "0.1"}, TypeError, "rel_l1_thresh must be a number"),
@@ -67,7 +67,7 @@ def test_unknown_names_and_keys_are_rejected(transformer):
 
 
 def test_unknown_transformers_are_rejected():
-    with pytest.raises(ValueError, match="no cache adapter for transformer Linear; accepted: Flux"):
+    with pytest.raises(ValueError, match="no cache adapter for transformer Linear; accepted: DiT"):
         enable_cache(torch.nn.Linear(2, 2), "Fb")
     with pytest.raises(TypeError, match="expected a transformer or a pipeline"):
         enable_cache("FLUX.1-dev", "Fb")
@@ -78,8 +78,8 @@ def test_wrong_return_order_is_rejected(transformer):
         apply_cache_on_transformer(transformer, return_hidden_states_first=True)
 
 
-def test_scheduler_without_sigmas_is_rejected(transformer):
-    with pytest.raises(ValueError, match="scheduler must have timesteps and sigmas"):
+def test_scheduler_without_timesteps_is_rejected(transformer):
+    with pytest.raises(ValueError, match="scheduler must have timesteps and a config"):
         enable_cache(transformer, "Auto", scheduler=object())
 
 

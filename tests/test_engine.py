@@ -30,6 +30,14 @@ CONFIGS = [
     CacheConfig(use_cache="Tea", rel_l1_thresh=0.15, enable_adacorrection=True),
     CacheConfig(use_cache="Fast", rel_l1_thresh=0.08, enable_adacorrection=True),
     CacheConfig(use_cache="Fast", enable_adacorrection=True, adacorr_mode="literal"),
+    CacheConfig(use_cache="Ada", codebook={0.1: 3, 9.0: 2}),
+    CacheConfig(use_cache="Ada", codebook={0.1: 3, 9.0: 2}, enable_adacorrection=True),
+    CacheConfig(
+        use_cache="Ada",
+        codebook={0.1: 3, 9.0: 2},
+        enable_adacorrection=True,
+        adacorr_mode="literal",
+    ),
 ]
 each_config = pytest.mark.parametrize(
     "config", CONFIGS, ids=[f"{c.name}-{c.adacorr_mode}" for c in CONFIGS]
@@ -198,10 +206,12 @@ STATED_FLOATS = {
     "Fb": 2 * TOKENS * WIDTH,
     "Tea": 2 * TOKENS * WIDTH,
     "Fast": BLOCKS * (2 * TOKENS + TEXT) * WIDTH,
+    "Ada": 2 * TOKENS * WIDTH + 2,
     "Auto": 3 * TOKENS * LATENT,
     "Fb+AdaCorrection": TOKENS * WIDTH + 3 * TOKENS * LATENT,
     "Tea+AdaCorrection": TOKENS * WIDTH + 3 * TOKENS * LATENT,
     "Fast+AdaCorrection": TOKENS * WIDTH + 3 * TOKENS * LATENT,
+    "Ada+AdaCorrection": TOKENS * WIDTH + 2 + 3 * TOKENS * LATENT,
 }
 SCALARS = 4
 """A refresh leaves four scalars to be read with the next decision."""
@@ -256,7 +266,7 @@ def test_lora_added_before_or_after_enabling_takes_effect(sampler):
     assert not torch.equal(after, plain)
 
 
-@pytest.mark.parametrize("name", ["Fb", "Tea", "Fast", "Auto"])
+@pytest.mark.parametrize("name", ["Fb", "Tea", "Fast", "Ada", "Auto"])
 def test_controlnet_residuals_reach_a_reused_call_unharmed(sampler, name):
     """A hit must not add ControlNet's residuals on top of a residual that contains them."""
     extra = {"controlnet_block_samples": [torch.full((1, 16, 32), 0.5)] * 2}

@@ -69,7 +69,9 @@ def test_noise_levels_lie_inside_the_unit_interval_and_cover_it():
     sigmas = sample_sigmas(4096, torch.Generator().manual_seed(0))
     assert sigmas.min() > 0 and sigmas.max() < 1
     assert (sigmas < 0.1).any() and (sigmas > 0.9).any()
+    # 0.5 * mean above 0.6, and the logit-normal and uniform shares around 0.54 and 0.5.
     assert 0.65 < sigmas.mean() < 0.68
+    assert (sigmas > 0.6).float().mean() > 0.65
 
 
 def test_a_budget_without_an_end_raises():
@@ -135,8 +137,9 @@ def test_the_autoencoder_reconstructs_fresh_pictures(pipeline):
 
 
 def test_pictures_of_held_back_prompts_show_their_scene(pipeline, judge):
-    accuracy = split_accuracy(FAMILY, pipeline, judge, "test", steps=20, number=16)
-    assert accuracy["attributes"] > 0.8
+    accuracy = split_accuracy(FAMILY, pipeline, judge, "test", steps=20, number=32)
+    assert accuracy["attributes"] > 0.95
+    assert accuracy["whole"] > 0.85
 
 
 def test_the_judge_is_right_about_fresh_pictures(judge):

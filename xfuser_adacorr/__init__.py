@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _API = "xfuser_adacorr.model_executor.cache.api"
 _CONTEXT = "xfuser_adacorr.model_executor.cache.context"
+_DISTRIBUTED = "xfuser_adacorr.core.distributed"
+_REGISTRY = "xfuser_adacorr.model_executor.cache.diffusers_adapters.registry"
 _LAZY = {
     "apply_cache_on_transformer": _API,
     "cache_summary": _API,
@@ -19,9 +21,15 @@ _LAZY = {
     "enable_cache": _API,
     "is_cache_enabled": _API,
     "reset_cache": _API,
+    "DecisionScope": _DISTRIBUTED,
+    "RankMismatchError": _DISTRIBUTED,
     "CacheSummary": _CONTEXT,
     "CallRecord": _CONTEXT,
     "Trace": _CONTEXT,
+    "BlockList": _REGISTRY,
+    "ModelFamily": _REGISTRY,
+    "TeaPolynomial": _REGISTRY,
+    "register_family": _REGISTRY,
 }
 
 __all__ = ["METHODS", "CacheConfig", "load_config", "load_family_config", *_LAZY]

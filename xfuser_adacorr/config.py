@@ -1,14 +1,16 @@
 """Options of a cache, validated once, from Python, dictionaries and YAML files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-METHODS = ("Fb", "Tea", "Fast", "Auto")
+from xfuser_adacorr.core.codebook import PUBLISHED_NAMES, Codebook
+
+METHODS = ("Fb", "Tea", "Fast", "Ada", "Auto")
 """Base methods; ``Auto`` is AdaCorrection's own refresh rule."""
 
 ADACORR_MODES = ("adaptive", "literal")
@@ -48,7 +50,8 @@ class CacheConfig:
     use_cache: str = "Auto"
     """Base method: one of `METHODS`."""
     rel_l1_thresh: float | None = None
-    """Threshold of the base method's relative change, >= 0; None: the family's default."""
+    """Threshold of the base method's relative change, >= 0; None: the family's default. For Ada a
+    factor of its codebook's thresholds, None: 1."""
     motion_threshold: float = 0.1
     """Fast with ``static_tokens``: saliency over the largest up to which a token is static."""
     static_tokens: bool = False
@@ -58,7 +61,14 @@ class CacheConfig:
     num_steps: int | None = None
     """Sampling steps; None: taken from the scheduler, or inferred from the timesteps."""
     calibration: str | None = None
-    """Calibration file of Tea or Fast; None: the one beside the model, if there is one."""
+    """Calibration file of Tea, Fast or Ada; None: the one beside the model, if there is one."""
+    codebook: str | Mapping[float, int] | Sequence[tuple[float, int]] | None = None
+    """Ada: ``fast`` or ``slow`` as published, or {threshold: rate}, thresholds rising (kept as a
+    tuple of pairs); None: the calibrated one, else ``fast``."""
+    moreg: bool = False
+    """Ada: Motion Regularization, for models of videos."""
+    moreg_divisor: float = 1.0
+    """Ada with ``moreg``: d, which divides the motion, > 0; the published code divides by 1."""
     enable_adacorrection: bool = False
     """Correct the base method (always on for ``Auto`` in adaptive mode)."""
     adacorr_gamma: float = 1.0
@@ -94,10 +104,32 @@ class CacheConfig:
         _check_flag("enable_adacorrection", self.enable_adacorrection)
         if self.static_tokens and self.use_cache != "Fast":
             raise ValueError(f"static_tokens is an option of Fast, not of {self.use_cache}")
-        if self.calibration is not None and self.use_cache not in ("Tea", "Fast"):
-            raise ValueError(f"calibration is an option of Tea and Fast, not of {self.use_cache}")
+        if self.calibration is not None and self.use_cache not in ("Tea", "Fast", "Ada"):
+            raise ValueError(
+                f"calibration is an option of Tea, Fast and Ada, not of {self.use_cache}"
+            )
+        self._check_ada()
         if self.use_cache == "Auto":
             object.__setattr__(self, "enable_adacorrection", True)
+
+    def _check_ada(self) -> None:
+        _check_flag("moreg", self.moreg)
+        _check_number("moreg_divisor", self.moreg_divisor)
+        if self.moreg_divisor == 0:
+            raise ValueError("moreg_divisor must be above 0")
+        for name, given in (("codebook", self.codebook is not None), ("moreg", self.moreg)):
+            if given and self.use_cache != "Ada":
+                raise ValueError(f"{name} is an option of Ada, not of {self.use_cache}")
+        if self.codebook is not None and self.calibration is not None:
+            raise ValueError("codebook and calibration: give one of them, both name a codebook")
+        if isinstance(self.codebook, str):
+            if self.codebook not in PUBLISHED_NAMES:
+                raise ValueError(
+                    f"codebook must be one of {', '.join(PUBLISHED_NAMES)}, or a mapping of "
+                    f"thresholds to rates, got {self.codebook!r}"
+                )
+        elif self.codebook is not None:
+            object.__setattr__(self, "codebook", Codebook.of(self.codebook).entries)
 
     @property
     def name(self) -> str:

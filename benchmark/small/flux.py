@@ -246,7 +246,7 @@ def generate(
 FAMILY = SmallFamily(
     name="flux",
     trained=("transformer", "text_encoder", "text_encoder_2"),
-    config=TrainingConfig(),
+    config=TrainingConfig(minutes=132.0),
     latents="latents.pt",
     build_pipeline=build_pipeline,
     load_examples=load_examples,

@@ -27,6 +27,14 @@ def blend_weights(
     return b0, b1, b
 
 
+def curvature_node(sigma_fresh: float, sigma0: float, sigma1: float | None) -> float | None:
+    """``sigma1`` where a parabola through the three refreshes can be trusted, else None."""
+    if sigma1 is None:
+        return None
+    trusted = abs(sigma_fresh - sigma0) < CURVATURE_MAX_GAP_RATIO * abs(sigma0 - sigma1)
+    return sigma1 if trusted else None
+
+
 def displacement_weights(
     sigmas: Sequence[float],
     applied: Sequence[tuple[float, float]],
@@ -39,10 +47,7 @@ def displacement_weights(
     ``sum_j dsigma_j * (blend_j - forecast_j)`` for an Euler step ``x <- x + dsigma * out``: the
     skipped calls stood at ``sigmas``; ``applied[j] = (a0, a1)`` was used there (`line_weights`).
     """
-    gap_ratio_ok = sigma1 is not None and (
-        abs(sigma_fresh - sigma0) < CURVATURE_MAX_GAP_RATIO * abs(sigma0 - sigma1)
-    )
-    third_node = sigma1 if gap_ratio_ok else None
+    third_node = curvature_node(sigma_fresh, sigma0, sigma1)
     ends = [*sigmas[1:], sigma_fresh]
     d0 = d1 = d = 0.0
     for sigma, end, (a0, a1) in zip(sigmas, ends, applied, strict=True):

@@ -26,14 +26,15 @@ def error_scale(found_offset: float, temporal: float) -> float | None:
 
 
 def displacement_error(
-    kappa: float, temporal: float, sigma_step: float, velocity_to_latents: float
+    kappa: float, temporal: float, followed: float, velocity_to_latents: float
 ) -> float:
     """Expected error that one reused call adds to the latents, relative to their norm.
 
-    ``kappa * temporal`` is the relative error of the reused output, ``|sigma_step|`` how far it is
-    followed, ``velocity_to_latents = ||v|| / ||x||`` turns it into a share of the latents.
+    ``kappa * temporal`` is the relative error of the reused output, ``followed`` how far the
+    sampler follows it (flow matching: ``|dsigma|``, else `.schedule.followed`), and
+    ``velocity_to_latents = ||v|| / ||x||`` turns it into a share of the latents.
     """
-    return kappa * temporal * abs(sigma_step) * velocity_to_latents
+    return kappa * temporal * followed * velocity_to_latents
 
 
 def offset_score(relative_error: float, spatial: float, lambda_: float) -> float:

@@ -24,6 +24,18 @@ def l2_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
     return [(x - reference).square().sum(), reference.square().sum()]
 
 
+def motion_sums(x: Tensor, num_frames: int) -> list[Tensor]:
+    """Return ``[sum |x[t+1] - x[t]|, sum (|x[t+1]| + |x[t]|)]`` over frames t (scalars, float32).
+
+    x is ``[B, T*S, D]``, ordered (T, S), with T = ``num_frames`` of at least 2. The ratio is the
+    motion of AdaCache's Motion Regularization (arXiv 2411.02397, 3.3). S may be a share of every
+    frame's tokens: the sums of all shares add up to those of the whole.
+    """
+    frames = x.float().unflatten(1, (num_frames, -1))
+    later, earlier = frames[:, 1:], frames[:, :-1]
+    return [(later - earlier).abs().sum(), later.abs().sum() + earlier.abs().sum()]
+
+
 def token_std_sum(x: Tensor) -> Tensor:
     """Sum over samples and tokens of the standard deviation over channels, for x ``[B, N, C]``.
 

@@ -13,7 +13,9 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from .sequence_parallel import SequenceParallel, check_heads
 from .stdit3_blocks import (
     FinalLayer,
     PatchEmbedder,
@@ -101,6 +103,24 @@ class STDiT3Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         )
         patch_volume = self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
         self.final_layer = FinalLayer(hidden_size, patch_volume * self.out_channels)
+        self.sequence_parallel: SequenceParallel | None = None
+
+    def enable_sequence_parallel(self, group: ProcessGroup) -> None:
+        """Spread each frame's tokens over the ranks of ``group`` (DeepSpeed-Ulysses).
+
+        All of them call the model with the same inputs, and get the whole output. Tokens are split
+        after the position embedding; only the self-attention of spatial blocks exchanges them.
+
+        Raises:
+            ValueError: If the number of ranks does not divide ``num_heads``.
+            TypeError: If ``group`` is no process group.
+        """
+        check_heads(self.config.num_heads, group)
+        self.sequence_parallel = SequenceParallel(group)
+
+    def disable_sequence_parallel(self) -> None:
+        """Compute all tokens on this rank again."""
+        self.sequence_parallel = None
 
     def forward(
         self,
@@ -149,7 +169,9 @@ class STDiT3Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         height = VAE_SCALE_FACTOR * size[1] if height is None else height
         width = VAE_SCALE_FACTOR * size[2] if width is None else width
         positions = self.embed_positions(grid[1:], height, width, x.device)
-        x = (x.flatten(3).permute(0, 2, 3, 1) + positions).flatten(1, 2)
+        x = x.flatten(3).permute(0, 2, 3, 1) + positions  # [B, T, S, C]
+        share = self.sequence_parallel and self.sequence_parallel.share(x.shape[2])
+        x = (share.split(x) if share else x).flatten(1, 2)
 
         if fps is None:
             fps = IMAGE_FPS if size[0] == 1 else VIDEO_FPS
@@ -171,10 +193,13 @@ class STDiT3Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin):
         }
         rotary_emb = self.rope(grid[0], x.device)
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            x = spatial(hidden_states=x, **shared)
+            x = spatial(hidden_states=x, **shared, share=share)
             x = temporal(hidden_states=x, **shared, rotary_emb=rotary_emb)
 
-        sample = self.unpatchify(self.final_layer(x, temb, temb_zero, x_mask), grid, size).float()
+        patches = self.final_layer(x, temb, temb_zero, x_mask)
+        if share:  # after the final layer, since its output is narrower
+            patches = share.gather(patches.unflatten(1, (grid[0], -1))).flatten(1, 2)
+        sample = self.unpatchify(patches, grid, size).float()
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def embed_text(self, encoder_hidden_states: Tensor) -> Tensor:

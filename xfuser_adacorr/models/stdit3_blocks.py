@@ -14,6 +14,8 @@ from diffusers.models.embeddings import (
 )
 from torch import Tensor, nn
 
+from .sequence_parallel import TokenShare
+
 ROPE_THETA = 10000.0
 FREQUENCY_CHANNELS = 256
 """Channels of the sinusoidal embedding of timestep and frame rate."""
@@ -143,14 +145,26 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, sequences: Tensor, rotary_emb: RotaryEmb | None = None) -> Tensor:
-        """``[N, length, C]`` -> the same shape; ``rotary_emb`` has one row a token."""
+    def forward(
+        self,
+        sequences: Tensor,
+        rotary_emb: RotaryEmb | None = None,
+        share: TokenShare | None = None,
+    ) -> Tensor:
+        """``[N, length, C]`` -> the same shape; ``rotary_emb`` has one row a token.
+
+        With ``share`` the tokens of a sequence are spread over ranks.
+        """
         qkv = self.qkv(sequences).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, length, D]
         query, key = self.q_norm(query), self.k_norm(key)
         if rotary_emb is not None:
             query, key = apply_rotary_emb(query, rotary_emb), apply_rotary_emb(key, rotary_emb)
+        if share is not None:
+            query, key, value = share.tokens_to_heads(torch.cat([query, key, value])).chunk(3)
         out = F.scaled_dot_product_attention(query, key, value)
+        if share is not None:
+            out = share.heads_to_tokens(out)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -201,6 +215,7 @@ class STDiT3Block(nn.Module):
         num_frames: int,
         encoder_attention_mask: Tensor | None = None,
         rotary_emb: RotaryEmb | None = None,
+        share: TokenShare | None = None,
     ) -> Tensor:
         """Return the tokens ``[B, T*S, C]`` after this block.
 
@@ -211,9 +226,10 @@ class STDiT3Block(nn.Module):
             num_frames: T.
             encoder_attention_mask: Bool ``[B, 1, 1, L]``, True where text is attended.
             rotary_emb: Positions of the T frames; for temporal blocks.
+            share: How the tokens of a frame are spread over ranks; for spatial blocks.
         """
         x = hidden_states
-        x = x + self.attention_branch(x, temb, num_frames, rotary_emb)
+        x = x + self.attention_branch(x, temb, num_frames, rotary_emb, share)
         x = x + self.cross_attention_branch(x, encoder_hidden_states, encoder_attention_mask)
         return x + self.feed_forward_branch(x, temb)
 
@@ -228,10 +244,11 @@ class STDiT3Block(nn.Module):
         temb: Tensor,
         num_frames: int,
         rotary_emb: RotaryEmb | None = None,
+        share: TokenShare | None = None,
     ) -> Tensor:
         """Gated residual of the self-attention, ``[B, T*S, C]``."""
         x = to_sequences(self.modulated_input(hidden_states, temb), num_frames, self.temporal)
-        x = from_sequences(self.attn(x, rotary_emb), hidden_states.shape[0], self.temporal)
+        x = from_sequences(self.attn(x, rotary_emb, share), hidden_states.shape[0], self.temporal)
         return gated(x, self._modulation(temb)[2])
 
     def cross_attention_branch(

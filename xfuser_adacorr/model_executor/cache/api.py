@@ -1,5 +1,6 @@
 """The verbs: enable, disable, reset and summarise a cache on a pipeline or a transformer."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,9 @@ from .context import CacheSummary
 from .diffusers_adapters.registry import find_family
 from .engine import CacheEngine, engine_of
 from .intercept import handler_of
+from .samplers import check_sampler
+from .xfuser_adapters.pipefusion import PipelineStage, StageClock
+from .xfuser_adapters.scope import check_config, find_scope, find_stage, unwrap_scheduler
 
 
 def _transformer_of(x: Any) -> nn.Module:
@@ -24,33 +28,68 @@ def _transformer_of(x: Any) -> nn.Module:
     return transformer
 
 
-def _clock_for(x: Any, scheduler: Any, config: CacheConfig) -> SchedulerClock | TimestepClock:
+def _clock_for(
+    x: Any, scheduler: Any, config: CacheConfig, stage: PipelineStage | None
+) -> SchedulerClock | TimestepClock | StageClock:
     if scheduler is None and isinstance(x, nn.Module):
+        if stage is not None:
+            raise ValueError("scheduler must be given under PipeFusion, or enable it on a pipeline")
         return TimestepClock(config.num_steps)
-    current = scheduler if scheduler is not None else x.scheduler
-    if not hasattr(current, "sigmas") or not hasattr(current, "timesteps"):
+
+    def get_scheduler() -> Any:
+        return unwrap_scheduler(scheduler if scheduler is not None else x.scheduler)
+
+    current = get_scheduler()
+    if not hasattr(current, "timesteps") or not hasattr(current, "config"):
         raise ValueError(
-            f"scheduler must have timesteps and sigmas, as diffusers' flow-matching schedulers do; "
+            f"scheduler must have timesteps and a config, as diffusers' schedulers do; "
             f"got {type(current).__name__}"
         )
-    return SchedulerClock((lambda: scheduler) if scheduler is not None else (lambda: x.scheduler))
+    if config.enable_adacorrection and config.adacorr_mode == "adaptive":
+        check_sampler(current)
+    return SchedulerClock(get_scheduler) if stage is None else StageClock(get_scheduler)
+
+
+def _scope_for(
+    transformer: nn.Module, scope: DecisionScope | None, check_ranks: bool
+) -> DecisionScope:
+    if not isinstance(check_ranks, bool):
+        raise TypeError(f"check_ranks must be True or False, got {check_ranks!r}")
+    if scope is None:
+        return find_scope(transformer, check_ranks=check_ranks)
+    if not isinstance(scope, DecisionScope):
+        raise TypeError(f"scope must be a DecisionScope or None, got {scope!r}")
+    return replace(scope, check_ranks=scope.check_ranks or check_ranks)
 
 
 def enable_cache(
-    x: Any, config: CacheConfig | str = "Auto", *, scheduler: Any = None, **options: Any
+    x: Any,
+    config: CacheConfig | str = "Auto",
+    *,
+    scheduler: Any = None,
+    scope: DecisionScope | None = None,
+    check_ranks: bool = False,
+    **options: Any,
 ) -> Any:
-    """Enable a cache on a diffusers pipeline or transformer, in place.
+    """Enable a cache on a diffusers or xfuser pipeline or transformer, in place.
+
+    On several devices every rank has to enable it, with the same arguments.
 
     Args:
         x: pipeline (its scheduler tells the steps) or transformer.
         config: a `CacheConfig`, or a method's name such as ``"Fb"`` or ``"Fast+AdaCorrection"``.
         scheduler: for a bare transformer, the scheduler that samples with it. Without it the place
             in the schedule is inferred from the timesteps, and AdaCorrection assumes Euler steps
-            ``x <- x + dsigma * output``.
+            ``x <- x + dsigma * output``. During a run AdaCorrection may take over its ``step``.
+        scope: ranks that have to decide alike, where another engine than xfuser splits the samples;
+            None: those of xfuser's parallel state that share a sample.
+        check_ranks: compare the decisions of these ranks in every call and raise
+            `RankMismatchError` on all of them where one differs, instead of hanging.
         options: fields of `CacheConfig`, with a method's name only.
 
-    Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes or
-    calibrations of another model, and if a cache is already enabled; `TypeError` for wrong types.
+    Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes,
+    schedulers that AdaCorrection cannot correct under or calibrations of another model, and if a
+    cache is already enabled; `TypeError` for wrong types.
     """
     if isinstance(config, str):
         config = CacheConfig.from_name(config, **options)
@@ -62,8 +101,11 @@ def enable_cache(
     if is_cache_enabled(x):
         raise ValueError("a cache is already enabled on this transformer; call disable_cache first")
     family = find_family(transformer)
-    clock = _clock_for(x, scheduler, config)
-    CacheEngine(transformer, family, config, clock, DecisionScope()).install()
+    decision_scope = _scope_for(transformer, scope, check_ranks)
+    stage = find_stage(transformer)
+    check_config(config, decision_scope, stage)
+    clock = _clock_for(x, scheduler, config, stage)
+    CacheEngine(transformer, family, config, clock, decision_scope, stage).install()
     return x
 
 
@@ -104,12 +146,14 @@ def apply_cache_on_transformer(
     adacorr_tolerance: float | None = None,
     adacorr_mode: str = "adaptive",
     scheduler: Any = None,
+    scope: DecisionScope | None = None,
+    check_ranks: bool = False,
 ) -> nn.Module:
     """Enable a cache on a transformer, with the arguments that xfuser's callers know.
 
     ``use_cache=None`` is AdaCorrection alone if it is enabled, and otherwise leaves the transformer
     as it is. ``return_hidden_states_first`` is checked against the family's blocks. The other
-    arguments are those of `CacheConfig`. Returns the same transformer.
+    arguments are those of `CacheConfig` and of `enable_cache`. Returns the same transformer.
     """
     family = find_family(transformer)
     first = family.block_lists[0].returns[0] == family.output_stream
@@ -131,4 +175,6 @@ def apply_cache_on_transformer(
         adacorr_tolerance=adacorr_tolerance,
         adacorr_mode=adacorr_mode,
     )
-    return enable_cache(transformer, config, scheduler=scheduler)
+    return enable_cache(
+        transformer, config, scheduler=scheduler, scope=scope, check_ranks=check_ranks
+    )

@@ -1,4 +1,4 @@
-"""Calibration files of Tea and Fast: stored beside a model, bound to it by a fingerprint."""
+"""Calibration files of Tea, Fast and Ada: stored beside a model, bound to it by a fingerprint."""
 
 import hashlib
 import json
@@ -11,23 +11,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .diffusers_adapters.registry import TeaPolynomial
+from xfuser_adacorr.core.codebook import Codebook
+
+from .diffusers_adapters.registry import TeaPolynomial, config_of
 
 TEA_FILE = "teacache.json"
 FAST_FILE = "fastcache.safetensors"
+ADA_FILE = "adacache.json"
 _SAMPLED_VALUES = 256
 
 
 def model_fingerprint(transformer: nn.Module) -> str:
-    """Hash of the architecture and a sample of every weight matrix, equal in every dtype."""
+    """Hash of the architecture and a sample of weights, equal in every dtype."""
     digest = hashlib.sha256()
+    matrices = [name for name, parameter in transformer.named_parameters() if parameter.ndim > 1]
+    sampled = [name for name in ("proj_out.weight", "x_embedder.weight") if name in matrices]
     for name, parameter in sorted(transformer.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-    for name in ("proj_out.weight", "x_embedder.weight"):
-        if name in dict(transformer.named_parameters()):
-            values = transformer.get_parameter(name).detach().flatten()[:_SAMPLED_VALUES]
-            sample = values.to("cpu", torch.bfloat16).view(torch.int16)
-            digest.update(sample.numpy().tobytes())
+    for name in sampled or [matrices[0], matrices[-1]]:
+        values = transformer.get_parameter(name).detach().flatten()[:_SAMPLED_VALUES]
+        sample = values.to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -37,7 +41,7 @@ def calibration_path(transformer: nn.Module, file_name: str, given: str | None) 
         if not Path(given).is_file():
             raise FileNotFoundError(f"calibration: no file {given}")
         return Path(given)
-    directory = getattr(transformer.config, "_name_or_path", None)
+    directory = config_of(transformer).get("_name_or_path")
     path = Path(directory) / file_name if directory else None
     return path if path is not None and path.is_file() else None
 
@@ -107,3 +111,30 @@ def load_fast_maps(transformer: nn.Module, given: str | None) -> dict[str, Tenso
         raise ValueError(f"calibration: {path} is not a FastCache calibration ({error})") from error
     _check(path, metadata, "Fast", transformer)
     return maps
+
+
+def save_ada_codebook(
+    path: Path, codebook: Codebook, transformer: nn.Module, settings: Mapping[str, Any]
+) -> None:
+    """Write AdaCache's codebook with the model's fingerprint and how it was fitted."""
+    content = {
+        "method": "Ada",
+        "fingerprint": model_fingerprint(transformer),
+        "codebook": codebook.entries,
+        "settings": dict(settings),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_ada_codebook(transformer: nn.Module, given: str | None) -> Codebook | None:
+    """Read AdaCache's codebook; None without a file, `ValueError` if it is another model's."""
+    path = calibration_path(transformer, ADA_FILE, given)
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text())
+        codebook = Codebook.of(content["codebook"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"calibration: {path} is not an AdaCache calibration ({error})") from error
+    _check(path, content, "Ada", transformer)
+    return codebook

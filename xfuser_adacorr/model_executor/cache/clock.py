@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .samplers import NoiseSchedule, read_schedule
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -17,21 +19,40 @@ class Step:
     remaining: int
     """Calls of this branch left, this one included."""
     exact: bool = True
+    coordinate: float | None = None
+    """Place on the axis of the forecast's line; None becomes ``sigma``, as for flow matching."""
+    followed: float | None = None
+    """How far the sampler follows the output, in units of the latents' scale; None becomes
+    ``|sigma_next - sigma|``, as for flow matching."""
+
+    def __post_init__(self) -> None:
+        if self.coordinate is None:
+            object.__setattr__(self, "coordinate", self.sigma)
+        if self.followed is None:
+            object.__setattr__(self, "followed", abs(self.sigma_next - self.sigma))
 
 
 class SchedulerClock:
-    """Reads the place from the pipeline's scheduler, without touching the device during a run."""
+    """Reads the place from the pipeline's scheduler.
 
-    needs_timestep = False
+    Schedulers that count their steps are read without touching the device during a run; for the
+    others (DDIM, PNDM) the timestep of the call, read with the decision, is looked up.
+    """
 
     def __init__(self, get_scheduler: Callable[[], Any]) -> None:
         self._get_scheduler = get_scheduler
         self._timesteps = None
-        self._sigmas: list[float] = []
+        self._timestep_scale = 1.0
+        self.schedule: NoiseSchedule | None = None
+        """Of the running generation."""
 
     @property
     def scheduler(self) -> Any:
         return self._get_scheduler()
+
+    @property
+    def needs_timestep(self) -> bool:
+        return self.schedule is not None and self.schedule.timesteps is not None
 
     def run_began(self) -> bool:
         """True once for every ``set_timesteps``: it makes new tensors for each generation."""
@@ -39,21 +60,43 @@ class SchedulerClock:
         if scheduler.timesteps is self._timesteps:
             return False
         self._timesteps = scheduler.timesteps
-        self._sigmas = scheduler.sigmas.tolist()
+        self.schedule = read_schedule(scheduler)
         return True
 
     def locate(self, calls: int, timestep: float | None, last: Step | None) -> Step:
-        scheduler = self.scheduler
-        index = scheduler.step_index
+        schedule, total = self.schedule, len(self._timesteps)
+        index = self._counted(total) if timestep is None else self._looked_up(timestep, last)
+        return Step(
+            index,
+            schedule.sigmas[index],
+            schedule.sigmas[index + 1],
+            total - index,
+            coordinate=schedule.coordinates[index],
+            followed=schedule.followed[index],
+        )
+
+    def _counted(self, total: int) -> int:
+        index = self.scheduler.step_index
         if index is None:
-            index = scheduler.begin_index or 0
-        total = len(self._timesteps)
+            index = self.scheduler.begin_index or 0
         if index >= total:
             raise RuntimeError(
                 f"the scheduler has finished its {total} steps; call set_timesteps before "
                 "calling the transformer again, or enable the cache on the transformer alone"
             )
-        return Step(index, self._sigmas[index], self._sigmas[index + 1], total - index)
+        return index
+
+    def _looked_up(self, timestep: float, last: Step | None) -> int:
+        """Index of the nearest timestep; of equal ones (PNDM) the first after the last call."""
+        timesteps = self.schedule.timesteps
+        if last is None:  # some transformers are given the timestep, others its fraction
+            whole = float(self.scheduler.config.num_train_timesteps)
+            self._timestep_scale = min(
+                (1.0, whole), key=lambda scale: min(abs(timestep * scale - t) for t in timesteps)
+            )
+        distances = [abs(timestep * self._timestep_scale - t) for t in timesteps]
+        nearest = [i for i, distance in enumerate(distances) if distance == min(distances)]
+        return next((i for i in nearest if last is None or i > last.index), nearest[0])
 
     def continues(self, last: Step, step: Step) -> bool:
         return step.index > last.index
@@ -68,6 +111,7 @@ class TimestepClock:
 
     needs_timestep = True
     scheduler = None
+    schedule = None
 
     def __init__(self, num_steps: int | None) -> None:
         self._num_steps = num_steps

@@ -1,6 +1,7 @@
 """State of one generation, its branches, and the record of every decision."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ class CallRecord:
     refreshed: bool
     """True if every block was computed."""
     reason: str
-    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), or ``reuse``."""
+    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``branch`` (another
+    branch of the step was computed, and the sampler is replayed), ``stage`` (the first pipeline
+    stage refreshed), or ``reuse``."""
     weight: float | None = None
     """Correction weight w in [0, 1]."""
     temporal: float | None = None
@@ -86,6 +89,8 @@ class Branch:
     calls: int = 0
     last_step: Step | None = None
     full_flops: int = 0
+    output_dtype: torch.dtype | None = None
+    """Of the transformer's output, as the last refresh found it."""
 
 
 @dataclass(slots=True)
@@ -96,8 +101,10 @@ class Generation:
     branches: dict[str, Branch] = field(default_factory=dict)
     peak_bytes: int = 0
 
-    def measure_memory(self) -> None:
-        held = tensor_bytes([(b.method_state, b.correction_state) for b in self.branches.values()])
+    def measure_memory(self, shared: Sequence[Tensor] = ()) -> None:
+        """Note what is held now; ``shared`` belongs to no branch."""
+        branches = [(b.method_state, b.correction_state) for b in self.branches.values()]
+        held = tensor_bytes([branches, list(shared)])
         self.peak_bytes = max(self.peak_bytes, held)
 
     def summary(self) -> CacheSummary:

@@ -1,42 +1,29 @@
 """Runs a transformer under a cache: one decision a call, then blocks run or are replaced."""
 
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xfuser_adacorr.config import CacheConfig
-from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS, DecisionScope
 
-from .blocks import BlockRunner, bind_arguments
-from .clock import SchedulerClock, Step, TimestepClock
+from .blocks import BlockRunner, bind_arguments, sample_of
+from .clock import SchedulerClock, TimestepClock
 from .context import Branch, CacheSummary, CallRecord, Generation, Trace, layout_of
 from .correction import make_correction
-from .correction.adacorrection import AdaCorrection, Score
+from .decision import ActiveCall, reason_for
 from .diffusers_adapters.registry import ModelFamily
 from .intercept import InterceptedCall, handler_of, intercept, release
 from .methods import METHOD_CLASSES
 from .methods.base import BlockCall, Signal, Verdict
+from .xfuser_adapters.pipefusion import FOLLOWED_METHODS, Follower, PipelineStage
 
 DEFAULT_CONTEXT = "default"
-
-
-@dataclass(slots=True)
-class ActiveCall:
-    """One transformer call while it runs."""
-
-    latents: Tensor
-    """As tokens ``[B, N, C]``."""
-    timestep: Tensor
-    branch: Branch
-    step: Step | None = None
-    record: CallRecord | None = None
-    verdict: Verdict | None = None
-    """The base method's decision if the call is reused, else None."""
-    score: Score | None = None
 
 
 class CachedTransformer(InterceptedCall):
@@ -66,15 +53,21 @@ class CacheEngine:
         config: CacheConfig,
         clock: SchedulerClock | TimestepClock,
         scope: DecisionScope,
+        stage: PipelineStage | None = None,
     ) -> None:
         self.transformer = transformer
         self.family = family
         self.config = config
         self.clock = clock
         self.scope = scope
+        self.stage = stage
+        """Place in a pipeline whose first stage decides; None: this rank decides."""
         self.method = METHOD_CLASSES[config.use_cache](
             config, family, transformer, signal_only=config.enable_adacorrection
         )
+        self.method.max_sums = MAX_REDUCED_SUMS if scope.is_parallel else None
+        if stage is not None and config.use_cache in FOLLOWED_METHODS and not stage.is_first:
+            self.method = Follower(self.method)
         self.correction = None
         """Made for every generation, since the pipeline's scheduler may change."""
         self.adaptive = config.enable_adacorrection and config.adacorr_mode == "adaptive"
@@ -120,12 +113,16 @@ class CacheEngine:
         if self.generation is None:
             return
         for branch in self.generation.branches.values():
-            if self.correction is not None and branch.correction_state.unread:
-                found = self.scope.read(branch.correction_state.unread)
+            # Ranks may leave a generation at different times, so nothing is reduced here.
+            local = self.scope.latents_are_split
+            if self.correction is not None and branch.correction_state.unread and not local:
+                found = self.scope.read([], branch.correction_state.unread)
                 self.correction.learn(branch.correction_state, found)
         self._close()
 
     def _close(self) -> None:
+        if self.adaptive and self.correction is not None:
+            self.correction.compensation.release()
         if self.generation is not None:
             self.generation.branches.clear()
             self.finished, self.generation = self.generation, None
@@ -138,22 +135,25 @@ class CacheEngine:
     def _begin_generation(self) -> None:
         self.reset()
         self.generation = Generation(Trace(self.config.name))
-        self.correction = make_correction(self.config, self.family, self.clock.scheduler)
+        self.correction = make_correction(self.config, self.family, self.clock)
 
     def _branch(self, latents: Tensor) -> Branch:
         """The state of this call's branch, new where none can be continued."""
-        layout = layout_of(latents)
-        branch = self.generation and self.generation.branches.get(self.context_name)
+        layout, name = layout_of(latents), self._branch_name()
+        branch = self.generation and self.generation.branches.get(name)
         changed = branch is not None and branch.layout != layout
         if self.clock.run_began() or self.generation is None or changed:
             self._begin_generation()
             branch = None
         return branch or self._new_branch(layout)
 
+    def _branch_name(self) -> str:
+        return self.context_name + (self.stage.patch if self.stage is not None else "")
+
     def _new_branch(self, layout: tuple) -> Branch:
         correction_state = self.correction.new_state() if self.correction else None
-        branch = Branch(self.context_name, layout, self.method.new_state(), correction_state)
-        self.generation.branches[self.context_name] = branch
+        branch = Branch(self._branch_name(), layout, self.method.new_state(), correction_state)
+        self.generation.branches[branch.name] = branch
         return branch
 
     # -- one call --------------------------------------------------------------------------------
@@ -161,11 +161,12 @@ class CacheEngine:
     def run_transformer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call of the transformer; an exception leaves no state behind."""
         arguments = bind_arguments(self.transformer, args, kwargs)
-        latents = self.family.latent_tokens(arguments[self.family.latents])
-        timestep = arguments[self.family.timestep]
+        given = arguments[self.family.latents]
+        latents = self.family.latent_tokens(given)
+        timestep = torch.as_tensor(arguments[self.family.timestep])
         self.blocks.executed_flops = 0
         try:
-            call = self.active = ActiveCall(latents, timestep, self._branch(latents))
+            call = self.active = ActiveCall(latents, timestep, self._branch(given))
             if self.decides_outside:
                 self._decide(call, None)
             answered = self.decides_outside and not call.record.refreshed
@@ -203,17 +204,31 @@ class CacheEngine:
             signal = self.method.probe(call.branch.method_state, block_call)
         unread = history.unread if self.correction else []
         drift = self.correction.drift_sums(history, call.latents) if self.adaptive else []
-        timestep = [call.timestep.flatten()[0]] if self.clock.needs_timestep else []
-        values = iter(self.scope.read([*unread, *drift, *signal.sums], [*signal.local, *timestep]))
-        found, drifted, sums, local = (
-            [next(values) for _ in group] for group in (unread, drift, signal.sums, signal.local)
+        timestep = []
+        if self.clock.needs_timestep:
+            timestep = [call.timestep.flatten()[0] / self.family.full_noise_timestep]
+        # Inside the stack a rank sees its own tokens; the latents outside of it may be whole.
+        read = self.scope.read_groups(
+            {
+                "found": unread,
+                "drift": drift,
+                "sums": signal.sums,
+                "local": signal.local,
+                "time": timestep,
+            },
+            reduced=("found", "drift", "sums") if self.scope.latents_are_split else ("sums",),
         )
-        time = next(values, None)
+        found, drifted, sums, local = (read[name] for name in ("found", "drift", "sums", "local"))
+        time = next(iter(read["time"]), None)
         if found:
             self.correction.learn(history, found)
         call.step = self.clock.locate(call.branch.calls, time, last)
         if last is not None and not self.clock.continues(last, call.step):
             self._restart(call, block_call, time)
+        self.method.begin_call(call.branch.method_state, call.step)
+        if self.follows:
+            self._record(call, self.stage.receive())
+            return
         verdict = None
         if call.branch.calls > 0:
             verdict = self.method.verdict(call.branch.method_state, sums, local)
@@ -229,20 +244,16 @@ class CacheEngine:
         if block_call is not None:
             self.method.probe(call.branch.method_state, block_call)
 
+    @property
+    def follows(self) -> bool:
+        """Whether an earlier pipeline stage decides for this one."""
+        return isinstance(self.method, Follower)
+
     def _reason(self, call: ActiveCall, verdict: Verdict | None) -> str:
-        """Why the call is refreshed, or ``reuse``."""
-        forced_last = AdaCorrection.forced_last_calls if self.adaptive else self.method.forces_last
-        if call.branch.calls == 0:
-            return "first"
-        if call.branch.calls < self.config.warmup_steps:
-            return "warmup"
-        if call.step.remaining <= forced_last:
-            return "last"
-        if not verdict.reuse:
-            return "base"
-        if call.score is not None and call.score.weight >= 1.0:
-            return "offset"
-        return "reuse"
+        if self.follows:
+            return "stage" if verdict is None else "reuse"
+        corrected_by = self.correction if self.adaptive else None
+        return reason_for(call, verdict, self.config, self.method.forces_last, corrected_by)
 
     def _record(self, call: ActiveCall, verdict: Verdict | None) -> None:
         """Note the decision in the trace, and tell the base method."""
@@ -257,6 +268,23 @@ class CacheEngine:
         self.method.settle(call.branch.method_state, verdict, record.refreshed)
         call.record, call.verdict = record, None if record.refreshed else verdict
         self.generation.trace.calls.append(record)
+        if self.stage is not None and self.config.use_cache in FOLLOWED_METHODS:
+            self.stage.pass_on(call.verdict)
+        self._check_ranks(call, verdict)
+
+    def _check_ranks(self, call: ActiveCall, verdict: Verdict | None) -> None:
+        """Raise on all ranks if one decided differently, before anything can hang."""
+        if not self.scope.check_ranks:
+            return
+        record, blocks = call.record, verdict.run_blocks if verdict is not None else None
+        decision = (call.branch.calls, record.step_index, record.reason, blocks)
+        self.scope.check(
+            record.step_index,
+            record.refreshed,
+            zlib.crc32(repr(decision).encode()),
+            (record.base_signal, record.weight, record.temporal),
+            call.latents.device,
+        )
 
     def _finish(self, call: ActiveCall, output: Any, return_dict: bool) -> Any:
         """Account for the call, and correct its output."""
@@ -276,16 +304,20 @@ class CacheEngine:
         branch.calls += 1
         branch.last_step = call.step
         if record.refreshed:
-            self.generation.measure_memory()
+            self.generation.measure_memory(
+                self.correction.compensation.held() if self.adaptive else []
+            )
         return output
 
     def _correct(self, call: ActiveCall, output: Any, return_dict: bool) -> Any:
         """The forecast for a reused call; for a refreshed one its output, compensated."""
         history, step, record = call.branch.correction_state, call.step, call.record
+        self.correction.compensation.called(step, record.refreshed)
         if not record.refreshed:
-            sample = self.correction.reuse(history, step, call.score, call.latents.dtype)
+            sample = self.correction.reuse(history, step, call.score, call.branch.output_dtype)
             return self.family.make_output(sample, return_dict)
-        fresh = output[0] if isinstance(output, tuple) else output.sample
+        fresh = (self.family.read_output or sample_of)(output)
+        call.branch.output_dtype = fresh.dtype
         sample = self.correction.refresh(history, call.latents, fresh, step, call.score, record)
         return output if sample is fresh else self.family.make_output(sample, return_dict)
 

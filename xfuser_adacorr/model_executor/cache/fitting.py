@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from xfuser_adacorr.core.signals import l1_sums, ratio
 
-from .blocks import bind_arguments, block_stack
-from .diffusers_adapters.registry import ModelFamily, Streams, TeaPolynomial
+from .blocks import StreamLayout, bind_arguments, block_stack, sample_of
+from .diffusers_adapters.registry import BlockList, ModelFamily, TeaPolynomial
 
 TEA_DEGREE = 4
 RELATIVE_RIDGE = 1e-3
@@ -37,7 +37,7 @@ class TeaRecorder:
             self._signal = family.modulated_input(block, bind_arguments(block, args, kwargs))
 
         def after(module: nn.Module, args: tuple, output) -> None:
-            sample = output[0] if isinstance(output, tuple) else output.sample
+            sample = sample_of(output)
             if self._previous is not None:
                 pairs = zip((self._signal, sample), self._previous, strict=True)
                 x, y = (ratio(*torch.stack(l1_sums(*pair)).tolist()) for pair in pairs)
@@ -102,27 +102,23 @@ class FastRecorder:
     @contextmanager
     def attached(self, transformer: nn.Module, family: ModelFamily) -> Iterator[None]:
         stack = block_stack(transformer, family)
-        stream = family.output_stream
+        stream, layout = family.output_stream, StreamLayout(family.output_stream)
 
-        def hook_for(index: int, streams: tuple[str, ...], returns: tuple[str, ...]) -> Callable:
+        def hook_for(index: int, block_list: BlockList) -> Callable:
             def after(block: nn.Module, args: tuple, kwargs: dict, output) -> None:
-                arguments = bind_arguments(block, args, kwargs)
-                outputs: Streams = dict(
-                    zip(returns, output if isinstance(output, tuple) else (output,), strict=True)
-                )
-                for name in streams:
-                    self._add(f"blocks.{index}.{name}", arguments[name], outputs[name])
+                inputs = layout.read_arguments(block_list, bind_arguments(block, args, kwargs))
+                outputs = layout.read_result(block_list, output)
+                for name in block_list.streams:
+                    self._add(f"blocks.{index}.{name}", inputs[name], outputs[name])
                 if index == 0:
-                    self._stack_input = arguments[stream]
+                    self._stack_input = inputs[stream]
                 if index == len(stack) - 1:
                     self._add(f"stack.{stream}", self._stack_input, outputs[stream])
 
             return after
 
         handles = [
-            block.register_forward_hook(
-                hook_for(index, block_list.streams, block_list.returns), with_kwargs=True
-            )
+            block.register_forward_hook(hook_for(index, block_list), with_kwargs=True)
             for index, (block, block_list) in enumerate(stack)
         ]
         try:

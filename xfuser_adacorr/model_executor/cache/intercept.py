@@ -1,12 +1,13 @@
-"""Taking over a module's calls without touching its weights, hooks, or attributes.
+"""Taking over calls without touching weights, hooks, or attributes.
 
-The module's class is replaced by a subclass of the same name whose ``__call__`` goes through a
-handler. It stays outside forward hooks, offloading, LoRA and compiled graphs of the module, in
-whatever order those are applied; giving the class back restores the module exactly.
+The object's class is replaced by a subclass of the same name whose ``__call__`` (of a module) or
+``step`` (of a scheduler) goes through a handler. It stays outside forward hooks, offloading, LoRA
+and compiled graphs of the module, in whatever order those are applied; giving the class back
+restores the object exactly.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial, wraps
 from typing import Any
 
 from torch import nn
@@ -22,10 +23,34 @@ class InterceptedCall:
         return self.__dict__[_HANDLER](super().__call__, *args, **kwargs)
 
 
+class InterceptedStep:
+    """Mixin of a scheduler whose ``step`` is taken over: whatever is made from it is plain."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._intercepts(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        state = {name: value for name, value in self.__dict__.items() if name != _HANDLER}
+        return object.__new__, (type(self)._intercepts,), state
+
+
+def _subclass(cls: type, mixin: type, **members: Any) -> type:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (mixin, cls), {**names, "_intercepts": cls, **members})
+
+
 @cache
 def _intercepted_class(cls: type, mixin: type) -> type:
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (mixin, cls), {**names, "_intercepts": cls})
+    return _subclass(cls, mixin)
+
+
+@cache
+def _stepping_class(cls: type) -> type:
+    @wraps(cls.step)  # pipelines look at its signature
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__[_HANDLER](partial(cls.step, self), *args, **kwargs)
+
+    return _subclass(cls, InterceptedStep, step=step)
 
 
 def intercept(module: nn.Module, handler: Handler, mixin: type = InterceptedCall) -> None:
@@ -34,12 +59,18 @@ def intercept(module: nn.Module, handler: Handler, mixin: type = InterceptedCall
     module.__class__ = _intercepted_class(type(module), mixin)
 
 
-def release(module: nn.Module) -> None:
-    """Undo `intercept`."""
-    module.__class__ = type(module)._intercepts
-    del module.__dict__[_HANDLER]
+def intercept_step(scheduler: Any, handler: Handler) -> None:
+    """Route ``scheduler.step(...)`` through ``handler(original_step, *args, **kwargs)``."""
+    scheduler.__dict__[_HANDLER] = handler
+    scheduler.__class__ = _stepping_class(type(scheduler))
+
+
+def release(intercepted: Any) -> None:
+    """Undo `intercept` or `intercept_step`."""
+    intercepted.__class__ = type(intercepted)._intercepts
+    del intercepted.__dict__[_HANDLER]
 
 
 def handler_of(module: Any) -> Handler | None:
-    """The handler of an intercepted module, else None."""
+    """The handler of an intercepted object, else None."""
     return getattr(module, "__dict__", {}).get(_HANDLER)

@@ -1,24 +1,19 @@
 """Corrections: what turns measured offsets into better values."""
 
 import logging
-from functools import cache
-from typing import Any
+from functools import cache, partial
 
 from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.model_executor.cache.clock import SchedulerClock, TimestepClock
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
+from xfuser_adacorr.model_executor.cache.samplers import COMPENSATED, check_sampler, mending_of
 
 from .adacorrection import AdaCorrection
+from .compensation import Compensation, EulerCompensation
 from .literal import LiteralCorrection
+from .replay import ReplayCompensation
 
 logger = logging.getLogger(__name__)
-
-EULER_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "RectifiedFlowScheduler")
-
-
-def steps_by_euler(scheduler: Any) -> bool:
-    """Whether the sampler steps ``x <- x + dsigma * output``, so that a debt can be paid later."""
-    is_euler = type(scheduler).__name__ in EULER_SCHEDULERS
-    return is_euler and not getattr(scheduler.config, "stochastic_sampling", False)
 
 
 @cache
@@ -26,22 +21,48 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
+def _warn_uncompensated(scheduler_name: str, circumstance: str) -> None:
+    _warn_once(
+        f"{scheduler_name}{circumstance}: AdaCorrection forecasts without compensation; it "
+        f"compensates for {', '.join(COMPENSATED)} without added noise"
+    )
+
+
+def make_compensation(clock: SchedulerClock | TimestepClock) -> Compensation:
+    """What suits the clock's scheduler; Euler steps are assumed where it is not known.
+
+    Raises `ValueError` for a scheduler that AdaCorrection cannot correct under.
+    """
+    scheduler = clock.scheduler
+    if scheduler is None:
+        return EulerCompensation()
+    check_sampler(scheduler)
+    name, mending = type(scheduler).__name__, mending_of(scheduler)
+    if mending == "output":
+        return EulerCompensation()
+    if mending == "replay":
+        return ReplayCompensation(
+            scheduler, clock.schedule.timesteps, partial(_warn_uncompensated, name)
+        )
+    _warn_uncompensated(name, "")
+    return Compensation()
+
+
 def make_correction(
-    config: CacheConfig, family: ModelFamily, scheduler: Any
+    config: CacheConfig, family: ModelFamily, clock: SchedulerClock | TimestepClock
 ) -> AdaCorrection | LiteralCorrection | None:
-    """The correction that ``config`` asks for; ``scheduler`` is None if unknown (then Euler)."""
+    """The correction that ``config`` asks for, for one generation on the clock's schedule."""
     if not config.enable_adacorrection:
         return None
     weights = {"gamma": config.adacorr_gamma, "lambda_": config.adacorr_lambda}
     if config.adacorr_mode == "literal":
         return LiteralCorrection(**weights, stream=family.output_stream)
-    compensate = scheduler is None or steps_by_euler(scheduler)
-    if not compensate:
-        _warn_once(
-            f"{type(scheduler).__name__}: AdaCorrection forecasts without compensation; "
-            f"it compensates for {', '.join(EULER_SCHEDULERS)}"
-        )
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
     tolerance = config.adacorr_tolerance or default
-    return AdaCorrection(**weights, tolerance=tolerance, compensate=compensate)
+    return AdaCorrection(
+        **weights,
+        tolerance=tolerance,
+        compensation=make_compensation(clock),
+        followed=family.followed,
+    )

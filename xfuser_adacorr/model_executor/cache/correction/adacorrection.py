@@ -3,16 +3,17 @@
 Offset estimation (OEM): the drift of a call's input since the last refresh, times the forecast
 error per unit of drift that the last refresh found, is the error to expect. Correction (ACM): at
 w = 1 the call is computed; below, the forecast stands in, and the next refresh blends cached and
-fresh outputs for the skipped calls and compensates the difference in the output it returns.
+fresh outputs for the skipped calls and has the difference compensated (`.compensation`, `.replay`).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from xfuser_adacorr.core.blend import displacement_weights
 from xfuser_adacorr.core.forecast import line_weights
 from xfuser_adacorr.core.offset import (
     Drift,
@@ -25,10 +26,11 @@ from xfuser_adacorr.core.signals import l2_sums, root_ratio, token_std_sum
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
 
-DRIFT_LIMIT = 1.7
-"""In units of sqrt(tolerance): drift beyond which no forecast is trusted."""
-FIRST_DRIFT_LIMIT = 0.85
-"""The same while no refresh has found an offset yet."""
+from .compensation import Compensation, EulerCompensation
+
+FIRST_DRIFT_LIMIT = 0.5
+"""In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
+offset yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,40 +53,43 @@ class History:
     v0: Tensor | None = None
     v1: Tensor | None = None
     sigma0: float = 0.0
+    """`Step.coordinate` of ``v0``, which is sigma for flow matching."""
     sigma1: float | None = None
     kappa: float | None = None
     velocity_to_latents: float = 0.0
     accumulated_error: float = 0.0
-    skipped: list[tuple[float, tuple[float, float]]] = field(default_factory=list)
-    """(sigma, forecast weights) of the calls reused since the last refresh."""
     unread: list[Tensor] = field(default_factory=list)
     """What the last refresh found, to be read with the next decision."""
     unread_temporal: float | None = None
     unread_record: CallRecord | None = None
-    compensation: Tensor | None = None
-    """Compensation at the last refresh, kept where its step size was only guessed."""
-    compensated_step: Step | None = None
+    debt: Any = None
+    """The compensation's own state."""
 
 
 class AdaCorrection:
-    """The adaptive mode, for samplers that step ``x <- x + dsigma * output``.
+    """The adaptive mode: forecast, refresh rule, and what the refreshes found.
 
-    ``compensate=False`` keeps the forecast and the refresh rule but leaves what skipped calls owe
-    unpaid, for samplers whose step is not of this form.
+    ``compensation`` pays what reused calls owe, as the sampler allows.
     """
 
-    forced_last_calls = 2
-
     def __init__(
-        self, *, gamma: float, lambda_: float, tolerance: float, compensate: bool = True
+        self,
+        *,
+        gamma: float,
+        lambda_: float,
+        tolerance: float,
+        compensation: Compensation | None = None,
+        followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
     ) -> None:
         self.gamma = gamma
         self.lambda_ = lambda_
         self.tolerance = tolerance
-        self.compensate = compensate
+        self.compensation = compensation or EulerCompensation()
+        self.followed = followed
+        """(output, channels of the latents) -> the part of it that the sampler follows."""
 
     def new_state(self) -> History:
-        return History()
+        return History(debt=self.compensation.new_debt())
 
     def drift_sums(self, history: History, latents: Tensor) -> list[Tensor]:
         """Scalars for `score`; empty before the first refresh."""
@@ -106,26 +111,22 @@ class AdaCorrection:
     def score(self, history: History, sums: list[float], step: Step) -> Score:
         """Offset score and weight of answering the call at ``step`` from the cache."""
         drift = Drift.from_sums(*sums)
-        root = math.sqrt(self.tolerance)
         if history.kappa is None:
             error, expected = 0.0, None
-            relative = drift.temporal / (FIRST_DRIFT_LIMIT * root)
+            relative = drift.temporal / (FIRST_DRIFT_LIMIT * math.sqrt(self.tolerance))
         else:
             expected = history.kappa * drift.temporal
             error = history.accumulated_error + displacement_error(
-                history.kappa,
-                drift.temporal,
-                step.sigma_next - step.sigma,
-                history.velocity_to_latents,
+                history.kappa, drift.temporal, step.followed, history.velocity_to_latents
             )
-            relative = max(error / self.tolerance, drift.temporal / (DRIFT_LIMIT * root))
+            relative = error / self.tolerance
         weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
         return Score(weight, drift, expected, error)
 
     def reuse(self, history: History, step: Step, score: Score, dtype: torch.dtype) -> Tensor:
         """Return the forecast ``[B, N, C]`` for the call at ``step``."""
-        weights = line_weights(step.sigma, history.sigma0, history.sigma1)
-        history.skipped.append((step.sigma, weights))
+        weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
+        self.compensation.reused(history, step, weights)
         history.accumulated_error = score.accumulated_error
         return self._line(history, weights).to(dtype)
 
@@ -140,52 +141,26 @@ class AdaCorrection:
     ) -> Tensor:
         """Store a computed output ``[B, N, C]`` and return it, compensated for skipped calls."""
         fresh = output.detach().to(torch.float32, copy=True)
-        result = self._compensated(history, output, fresh, step) if self.compensate else output
+        result = self.compensation.refreshed(history, output, fresh, step)
+        channels = latents.shape[-1]
         error = torch.zeros((), device=fresh.device)
         if history.v0 is not None:
-            weights = line_weights(step.sigma, history.sigma0, history.sigma1)
-            error = (fresh - self._line(history, weights)).square().sum()
+            weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
+            missed = self.followed(fresh - self._line(history, weights), channels)
+            error = missed.square().sum()
         history.latents = latents.detach().to(torch.float32, copy=True)
         history.spatial = token_std_sum(history.latents)
-        history.v1, history.sigma1 = history.v0, None if history.v0 is None else history.sigma0
-        history.v0, history.sigma0 = fresh, step.sigma
-        history.unread = [error, fresh.square().sum(), history.latents.square().sum()]
+        if history.v0 is not None and history.sigma0 != step.coordinate:
+            history.v1, history.sigma1 = history.v0, history.sigma0
+        history.v0, history.sigma0 = fresh, step.coordinate
+        velocity = self.followed(fresh, channels)
+        history.unread = [error, velocity.square().sum(), history.latents.square().sum()]
         history.unread_temporal = None if score is None else score.drift.temporal
         history.unread_record = record
-        history.accumulated_error, history.skipped = 0.0, []
+        history.accumulated_error = 0.0
         return result
 
     @staticmethod
     def _line(history: History, weights: tuple[float, float]) -> Tensor:
         a0, a1 = weights
         return history.v0 if history.v1 is None else a0 * history.v0 + a1 * history.v1
-
-    def _compensated(self, history: History, output: Tensor, fresh: Tensor, step: Step) -> Tensor:
-        """Return ``v + (C - D) / dsigma``: C - D is what the skipped calls owe the latents."""
-        owed = None
-        if history.skipped:
-            sigmas, applied = zip(*history.skipped, strict=True)
-            d0, d1, d = displacement_weights(
-                sigmas, applied, step.sigma, history.sigma0, history.sigma1
-            )
-            owed = d0 * history.v0 + d * fresh
-            if history.v1 is not None:
-                owed = owed + d1 * history.v1
-        if history.compensation is not None:
-            remainder = self._guess_error(history, step) * history.compensation
-            owed = remainder if owed is None else owed + remainder
-        history.compensation = history.compensated_step = None
-        step_size = step.sigma_next - step.sigma
-        if owed is None or step.remaining == 1 or step_size == 0.0:
-            return output
-        compensation = owed / step_size
-        if not step.exact:
-            history.compensation, history.compensated_step = compensation, step
-        return (fresh + compensation).to(output.dtype)
-
-    @staticmethod
-    def _guess_error(history: History, step: Step) -> float:
-        """How much longer the last compensated step was guessed than it turned out to be."""
-        past = history.compensated_step
-        reached = history.skipped[0][0] if history.skipped else step.sigma
-        return past.sigma_next - reached

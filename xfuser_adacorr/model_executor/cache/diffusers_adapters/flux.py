@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
@@ -38,10 +37,6 @@ def select_tokens(arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]
     }
 
 
-def make_output(sample: Tensor, return_dict: bool) -> Any:
-    return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
-
-
 def published_polynomial(config: Mapping[str, Any]) -> TeaPolynomial | None:
     is_flux_dev = all(config.get(key) == value for key, value in FLUX_DEV_LAYERS.items())
     return FLUX_DEV_POLYNOMIAL if is_flux_dev else None
@@ -60,7 +55,6 @@ FLUX = register_family(
         output_stream="hidden_states",
         modulated_input=modulated_input,
         select_tokens=select_tokens,
-        make_output=make_output,
         published_polynomial=published_polynomial,
         thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05},
     )

@@ -13,7 +13,7 @@ Streams = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockList:
-    """One list of transformer blocks that run after each other."""
+    """One list of transformer blocks, in the order they run."""
 
     attribute: str
     """Name of the ``ModuleList`` on the transformer."""
@@ -21,6 +21,15 @@ class BlockList:
     """Block arguments that are streams."""
     returns: tuple[str, ...]
     """The streams a block returns, in its order."""
+    attention_residual: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None
+    """(block, its bound arguments) -> the gated residual of its self-attention ``[B, N, D]`` of the
+    output stream. Ada's signal is that of the middle block of the lists that have one; if none has,
+    the whole residual of the middle block of the stack."""
+    joint: str | None = None
+    """Block argument that holds all ``streams`` as one sequence, in their order; the block then
+    returns one sequence too, of ``returns``. None: every stream is an argument of its own."""
+    interleaved: bool = False
+    """The blocks run in turns with those of the list before: ``a[0], b[0], a[1], b[1], ...``"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +48,19 @@ class TeaPolynomial:
         return max(value, 0.0)
 
 
+def diffusers_output(sample: Tensor, return_dict: bool) -> Any:
+    """What transformers of diffusers return."""
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFamily:
-    """A family of transformers: where its blocks, streams, signals and defaults are."""
+    """A family of transformers: where its blocks, streams, signals and defaults are.
+
+    Raises `ValueError` if the block lists contradict each other or the output stream.
+    """
 
     name: str
     transformer_class: str
@@ -55,30 +74,64 @@ class ModelFamily:
     """Stream that the model's head reads after the last block."""
     modulated_input: Callable[[nn.Module, Mapping[str, Any]], Tensor]
     """(first block, its bound arguments) -> the modulated input of its attention ``[B, N, D]``."""
-    select_tokens: Callable[[Mapping[str, Any], Tensor], dict[str, Any]]
-    """(bound block arguments, kept token indices ``[K]``) -> arguments for those tokens alone."""
-    make_output: Callable[[Tensor, bool], Any]
+    select_tokens: Callable[[Mapping[str, Any], Tensor], dict[str, Any]] | None = None
+    """(bound block arguments, kept token indices ``[K]``) -> arguments for those tokens alone.
+    None: the blocks need all tokens, so that Fast refuses ``static_tokens``."""
+    make_output: Callable[[Tensor, bool], Any] = diffusers_output
     """(sample, return_dict) -> what the transformer's forward returns."""
-    published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None]
+    published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None] = lambda config: None
     """(model config) -> TeaCache's published polynomial, if this is a checkpoint it is for."""
+    read_output: Callable[[Any], Tensor] | None = None
+    """What the transformer's forward returned -> the sample in it. None: a tensor, the first of a
+    tuple, or the sample of a diffusers output."""
     latent_tokens: Callable[[Tensor], Tensor] = lambda latents: latents
     """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Default ``rel_l1_thresh`` of each base method."""
-    tolerance: float = 0.008
+    tolerance: float = 0.004
     """Default ``adacorr_tolerance`` of ``Auto``."""
-    safety_tolerance: float = 0.05
+    safety_tolerance: float = 0.02
     """Default ``adacorr_tolerance`` of a corrected base method, which has a trigger of its own."""
+    num_frames: Callable[[Mapping[str, Any]], int] | None = None
+    """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).
+    None: tokens have no frames."""
+    followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output
+    """(transformer output, channels of the latents) -> the part that the sampler follows; offsets
+    are measured on it. The rest (a learned variance) is forecast too."""
+    full_noise_timestep: float = 1.0
+    """Timestep that the transformer is given at pure noise: 1, or 1000."""
+    recognises: Callable[[nn.Module], bool] | None = None
+    """Whether a transformer has this family's structure, for models of packages that may not be
+    imported; it is asked in place of the class name."""
+
+    def __post_init__(self) -> None:
+        if not self.block_lists:
+            raise ValueError(f"block_lists of family {self.name!r} must not be empty")
+        first = self.block_lists[0]
+        if first.interleaved or first.joint is not None:
+            raise ValueError(
+                f"block_lists of family {self.name!r}: the first list must be neither interleaved "
+                f"nor joint, got {first}"
+            )
+        for block_list in self.block_lists:
+            for name, streams in (("streams", block_list.streams), ("returns", block_list.returns)):
+                if self.output_stream not in streams:
+                    raise ValueError(
+                        f"{name} of {block_list.attribute} in family {self.name!r} must contain "
+                        f"the output_stream {self.output_stream!r}, got {streams}"
+                    )
 
 
-_FAMILY_MODULES = ("flux",)
+_FAMILY_MODULES = ("flux", "pixart", "dit", "opensora", "opensora2", "xfuser_wrappers")
 _FAMILIES: dict[str, ModelFamily] = {}
 
 
 def _families() -> dict[str, ModelFamily]:
     """All families by transformer class; a family's module registers it when imported."""
+    earlier = dict(_FAMILIES)
     for module in _FAMILY_MODULES:
         import_module(f"{__package__}.{module}")
+    _FAMILIES.update(earlier)  # what was registered by hand replaces what comes with the package
     return _FAMILIES
 
 
@@ -93,11 +146,18 @@ def known_transformers() -> tuple[str, ...]:
 
 
 def find_family(transformer: nn.Module) -> ModelFamily:
-    """Return the family of a transformer; raise `ValueError` if its class is not known."""
+    """Return the family of a transformer; raise `ValueError` if its class is not known.
+
+    The class name decides, and for families that say how to recognise them the structure.
+    """
     families = _families()
     for cls in type(transformer).__mro__:
-        if cls.__name__ in families:
-            return families[cls.__name__]
+        family = families.get(cls.__name__)
+        if family is not None and family.recognises is None:
+            return family
+    for family in families.values():
+        if family.recognises is not None and family.recognises(transformer):
+            return family
     raise ValueError(
         f"no cache adapter for transformer {type(transformer).__name__}; "
         f"accepted: {', '.join(known_transformers())}"
@@ -110,3 +170,11 @@ def family_named(name: str) -> ModelFamily:
     if name not in by_name:
         raise ValueError(f"unknown model family {name!r}; accepted: {', '.join(sorted(by_name))}")
     return by_name[name]
+
+
+def config_of(transformer: nn.Module) -> Mapping[str, Any]:
+    """Options a model was made with: diffusers' mapping, or the attributes of a config object."""
+    config = getattr(transformer, "config", None)
+    if config is None or isinstance(config, Mapping):
+        return config or {}
+    return vars(config)

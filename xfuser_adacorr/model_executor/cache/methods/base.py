@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily, Streams
 
 
@@ -49,8 +50,8 @@ class Verdict:
     """A base method's decision about one call."""
 
     reuse: bool
-    signal: float
-    """What was compared with the threshold."""
+    signal: float | None
+    """What was compared with the threshold; None if nothing was yet."""
     run_blocks: tuple[bool, ...] | None = None
     """Per-block methods: the blocks to execute; None: all or none."""
 
@@ -58,13 +59,16 @@ class Verdict:
 class BaseMethod(ABC):
     """Decides which calls are computed and what stands in for the others.
 
-    Per call the engine asks `probe` (at the first block), reads its scalars, asks `verdict` unless
-    the call has no predecessor, tells the outcome to `settle`, then sends every block through
-    `run_block`. All state lives in the object from `new_state`, one per branch and generation.
+    Per call the engine asks `probe` (at the first block), reads its scalars, tells the call's place
+    to `begin_call`, asks `verdict` unless the call has no predecessor, tells the outcome to
+    `settle`, then sends every block through `run_block`. All state lives in the object from
+    `new_state`, one per branch and generation.
     """
 
     forces_last = True
     """The last call of a generation is always computed."""
+    max_sums: int | None = None
+    """Sums that a signal may have where ranks add them up; None: no limit."""
 
     def __init__(
         self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
@@ -72,6 +76,11 @@ class BaseMethod(ABC):
         self.family = family
         self.threshold = config.rel_l1_thresh
         if self.threshold is None:
+            if config.use_cache not in family.thresholds:
+                raise ValueError(
+                    f"rel_l1_thresh must be given: family {family.name!r} has no default for "
+                    f"{config.use_cache}"
+                )
             self.threshold = family.thresholds[config.use_cache]
         self.signal_only = signal_only
         """A correction stands in for reused values: keep no values, just the signal's reference."""
@@ -79,6 +88,9 @@ class BaseMethod(ABC):
     @abstractmethod
     def new_state(self) -> Any:
         """Fresh state of one branch of one generation."""
+
+    def begin_call(self, state: Any, step: Step) -> None:  # noqa: B027
+        """Take note of where the call stands, before `verdict`; most methods need not know."""
 
     @abstractmethod
     def probe(self, state: Any, call: BlockCall) -> Signal:

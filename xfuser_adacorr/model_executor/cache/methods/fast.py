@@ -1,5 +1,6 @@
 """FastCache: a per-block test on the block's input; static tokens may bypass the blocks."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,32 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import Mode
 from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
 
 STACK = "stack"
+
+
+def packed_tests(sums: list[Tensor], threshold: float, max_sums: int) -> list[Tensor]:
+    """Pairs ``||H - H_ref||^2, ||H_ref||^2`` of the blocks -> at most ``max_sums`` sums.
+
+    First one ``||H - H_ref||^2 - threshold^2 ||H_ref||^2`` a test, whose sign over all ranks is the
+    outcome; beyond ``max_sums - 2`` blocks, ones that follow each other are tested together. Last
+    the two sums over all blocks, for the trace.
+    """
+    differences, references = torch.stack(sums[::2]), torch.stack(sums[1::2])
+    margins = differences - threshold**2 * references
+    together = blocks_a_test(len(margins), max_sums)
+    tests = [part.sum() for part in margins.split(together)]
+    return [*tests, differences.sum(), references.sum()]
+
+
+def unpacked_tests(sums: list[float], count: int, max_sums: int) -> tuple[float, tuple[bool, ...]]:
+    """(mean relative change, whether each of ``count`` blocks runs) from `packed_tests`' sums."""
+    *margins, difference, reference = sums
+    together = blocks_a_test(count, max_sums)
+    run_blocks = tuple(margins[index // together] > 0.0 for index in range(count))
+    return root_ratio(difference, reference), run_blocks
+
+
+def blocks_a_test(count: int, max_sums: int) -> int:
+    return math.ceil(count / (max_sums - 2))
 
 
 @dataclass(slots=True)
@@ -38,7 +65,8 @@ class Fast(BaseMethod):
     ``H_ref`` is the input of the block's own last execution. The stand-in is the fitted linear map
     ``h + W_l h + b_l`` if one was calibrated, else ``h + R_l`` with the block's last residual. All
     tests are read at once: H is predicted by the stand-ins of the blocks before it, which is exact
-    until the first block runs. The first and the last call are computed.
+    until the first block runs. The first and the last call are computed. Where ranks share a
+    sample, stacks of more than 14 blocks test neighbours together (`packed_tests`).
 
     With ``static_tokens``, tokens whose squared change since the last full call is at most
     ``motion_threshold`` of the largest one (over the batch) bypass the blocks through the stack's
@@ -52,6 +80,11 @@ class Fast(BaseMethod):
         self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
     ) -> None:
         super().__init__(config, family, transformer, signal_only=signal_only)
+        if config.static_tokens and family.select_tokens is None:
+            raise ValueError(
+                f"static_tokens must be False for {type(transformer).__name__} (family "
+                f"{family.name!r}): its blocks need all tokens"
+            )
         self.static_tokens = config.static_tokens and not signal_only
         self.motion_threshold = config.motion_threshold
         self.maps = load_fast_maps(transformer, config.calibration)
@@ -96,14 +129,19 @@ class Fast(BaseMethod):
             motion = (call.streams[stream] - state.inputs[0]).float().square().sum(-1).amax(0)
             state.moving = motion.argsort(descending=True)
             local.append((motion > self.motion_threshold * motion.max()).sum())
+        if self.max_sums is not None:
+            sums = packed_tests(sums, self.threshold, self.max_sums)
         return Signal(sums, local)
 
     def verdict(self, state: FastState, sums: list[float], local: list[float]) -> Verdict:
-        changes = [root_ratio(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
+        if self.max_sums is not None and not self.signal_only:
+            change, run_blocks = unpacked_tests(sums, len(state.inputs), self.max_sums)
+        else:
+            changes = [root_ratio(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
+            change, run_blocks = max(changes), tuple(c > self.threshold for c in changes)
         if local:
             state.moving = state.moving[: max(int(local[0]), 1)]
-        run_blocks = tuple(change > self.threshold for change in changes)
-        return Verdict(not all(run_blocks) or bool(local), max(changes), run_blocks)
+        return Verdict(not all(run_blocks) or bool(local), change, run_blocks)
 
     def settle(self, state: FastState, verdict: Verdict | None, refreshed: bool) -> None:
         if refreshed:

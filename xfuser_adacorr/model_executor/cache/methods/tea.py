@@ -10,6 +10,7 @@ from xfuser_adacorr.model_executor.cache.calibration import load_tea_polynomial
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import (
     ModelFamily,
     TeaPolynomial,
+    config_of,
 )
 
 from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
@@ -41,7 +42,8 @@ class Tea(BaseMethod):
     ) -> None:
         super().__init__(config, family, transformer, signal_only=signal_only)
         calibrated = load_tea_polynomial(transformer, config.calibration)
-        self.polynomial = calibrated or family.published_polynomial(transformer.config) or IDENTITY
+        published = family.published_polynomial(config_of(transformer))
+        self.polynomial = calibrated or published or IDENTITY
 
     def new_state(self) -> TeaState:
         return TeaState()

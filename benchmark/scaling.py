@@ -1,0 +1,223 @@
+"""What decisions cost on several devices: measured on processes over gloo, modelled beyond them.
+
+``python benchmark/scaling.py --output_dir OUT`` starts groups of 1, 2 and 4 processes of itself.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __package__ in (None, ""):
+    sys.path[0] = str(ROOT)
+
+METHODS = ("None", "Fast", "Tea+AdaCorrection", "Auto")
+SIZES = (1, 2, 4)
+GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
+GROUP_SECONDS = 900
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the model assumes; FLUX.1-dev at 1024x1024 in bfloat16 on nodes of 8 GPUs."""
+
+    blocks: int = 57
+    tokens: int = 4608
+    channels: int = 3072
+    steps: int = 28
+    flops_a_step: float = 1.26e14
+    """2 * 12e9 parameters * tokens, and 4 * tokens^2 * channels a block for attention."""
+    flops_a_second: float = 4e14
+    """Sustained, of one GPU."""
+    bytes_a_second: float = 3e11
+    """Of one GPU to the others of its node."""
+    message_seconds: float = 1e-5
+    """Latency of a collective within a node, and of each doubling beyond it."""
+    read_seconds: float = 2e-5
+    """Until a decision is on the host."""
+    sequence_degree: int = 8
+    """Devices that share a picture; more make replicas."""
+
+    def step_seconds(self) -> float:
+        """A computed step: blocks, and four all-to-alls (q, k, v, out) a block."""
+        degree = self.sequence_degree
+        moved = self.tokens * self.channels * 2 / degree * (degree - 1) / degree
+        exchange = 4 * (self.message_seconds + moved / self.bytes_a_second)
+        compute = self.flops_a_step / degree / self.flops_a_second
+        return compute + self.blocks * exchange
+
+    def decision_seconds(self, ranks: int) -> float:
+        """One reduction of 64 bytes over ``ranks`` and one read."""
+        doublings = max(math.log2(ranks / self.sequence_degree), 0.0)
+        return self.message_seconds * (1 + doublings) + self.read_seconds
+
+    def row(self, gpus: int, compute_fraction: float) -> dict[str, float]:
+        """Seconds a picture, pictures a second; decisions in their group, or over all GPUs."""
+        own = self.steps * self.decision_seconds(self.sequence_degree)
+        uncached = self.steps * self.step_seconds()
+        cached = compute_fraction * uncached + own
+        return {
+            "gpus": gpus,
+            "replicas": gpus // self.sequence_degree,
+            "uncached_s": uncached,
+            "cached_s": cached,
+            "pictures_per_s": gpus / self.sequence_degree / cached,
+            "decision_share": own / cached,
+            "world_decision_share": self.steps * self.decision_seconds(gpus) / cached,
+        }
+
+
+def measure(steps: int, repetitions: int) -> list[dict[str, Any]]:
+    """In a group: latency, bytes of decisions a call, and compute fraction of each method."""
+    import torch
+    from diffusers import FluxPipeline
+
+    from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
+    from xfuser_adacorr.core import distributed
+    from xfuser_adacorr.model_executor.cache.xfuser_adapters import launch
+
+    torch.set_num_threads(1)
+    size = int(os.environ["WORLD_SIZE"])
+    pipe = FluxPipeline.from_pretrained(ROOT / "benchmark" / "pipelines" / "flux")
+    pipe.set_progress_bar_config(disable=True)
+    if size > 1:
+        pipe = launch.parallelise(pipe, launch.start(launch.Degrees(ulysses_degree=size)))
+    sent: list[int] = []
+    reduce = distributed.all_reduce
+
+    def counted(tensor: Any, **options: Any) -> Any:
+        sent.append(tensor.nbytes)
+        return reduce(tensor, **options)
+
+    distributed.all_reduce = counted
+
+    def picture() -> float:
+        sent.clear()
+        start = time.perf_counter()
+        pipe(
+            prompt="a red circle on a green background",
+            num_inference_steps=steps,
+            height=64,
+            width=64,
+            max_sequence_length=pipe.tokenizer_2.model_max_length,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+        return time.perf_counter() - start
+
+    rows = []
+    for name in METHODS:
+        if name != "None":
+            enable_cache(pipe, CacheConfig.from_name(name))
+        picture()
+        seconds = [picture() for _ in range(repetitions)]
+        summary = cache_summary(pipe) if name != "None" else None
+        rows.append(
+            {
+                "processes": size,
+                "cache_method": name,
+                "latency_s": median(seconds),
+                "latency_min_s": min(seconds),
+                "latency_max_s": max(seconds),
+                "compute_fraction": summary.compute_fraction if summary else 1.0,
+                "decision_bytes_per_call": sum(sent) / steps,
+                "largest_message_bytes": max(sent, default=0),
+            }
+        )
+        if name != "None":
+            disable_cache(pipe)
+    if size > 1:
+        launch.stop()
+    return rows
+
+
+def run_groups(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of every group size, measured one after the other."""
+    rows = []
+    for size in SIZES:
+        file = arguments.output_dir / f"processes-{size}.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(size), str(Path(__file__).resolve())]
+        command += ["--output_dir", str(arguments.output_dir), "--steps", str(arguments.steps)]
+        command += ["--repetitions", str(arguments.repetitions)]
+        subprocess.run(command, check=True, timeout=GROUP_SECONDS)
+        rows += json.loads(file.read_text())
+        file.unlink()
+    return rows
+
+
+def report(rows: list[dict[str, Any]], machine: Machine, fraction: float) -> str:
+    """Both tables as markdown."""
+    lines = [
+        "# Decisions on several devices",
+        "",
+        "## Measured: the small FLUX, Ulysses over gloo, one thread a process",
+        "",
+        "More processes than cores, or a model this small, gain nothing by parallelism; what counts"
+        " here are the bytes, and that the compute fraction is the same.",
+        "",
+        "| processes | method | latency s (min, max) | compute fraction | decision bytes a call |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = f"{row['latency_min_s']:.2f}, {row['latency_max_s']:.2f}"
+        lines.append(
+            f"| {row['processes']} | {row['cache_method']} | {row['latency_s']:.2f} ({spread}) "
+            f"| {row['compute_fraction']:.3f} | {row['decision_bytes_per_call']:.1f} |"
+        )
+    lines += [
+        "",
+        "## Modelled, not measured",
+        "",
+        f"Seconds a step = FLOPs / (devices a picture x FLOP/s) + blocks x 4 x (latency + bytes / "
+        f"bandwidth); a decision = latency + read. Compute fraction {fraction}; assumptions: "
+        + ", ".join(f"{name} {value:g}" for name, value in asdict(machine).items())
+        + ".",
+        "",
+        "| GPUs | replicas | s a picture, uncached | cached | pictures/s | decisions' share "
+        "| share if over all GPUs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for gpus in GPUS:
+        row = machine.row(gpus, fraction)
+        lines.append(
+            f"| {gpus} | {row['replicas']} | {row['uncached_s']:.3f} | {row['cached_s']:.3f} "
+            f"| {row['pictures_per_s']:.1f} | {row['decision_share']:.2%} "
+            f"| {row['world_decision_share']:.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--compute_fraction", type=float, default=0.36, help="of the model's table")
+    arguments = parser.parse_args()
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    if "RANK" in os.environ:
+        rows = measure(arguments.steps, arguments.repetitions)
+        if os.environ["RANK"] == "0":
+            path = arguments.output_dir / f"processes-{os.environ['WORLD_SIZE']}.json"
+            path.write_text(json.dumps(rows))
+        return
+    rows, machine = run_groups(arguments), Machine()
+    modelled = [machine.row(gpus, arguments.compute_fraction) for gpus in GPUS]
+    content = {"measured": rows, "assumed": asdict(machine), "modelled": modelled}
+    (arguments.output_dir / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    (arguments.output_dir / "report.md").write_text(
+        report(rows, machine, arguments.compute_fraction)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Fit AdaCache's codebook for a model and a compute fraction, and store it beside the model."""
+
+import argparse
+
+from calibration_runs import parse_arguments, run_pipeline, settings_of
+
+from xfuser_adacorr.model_executor.cache.calibration import ADA_FILE, save_ada_codebook
+from xfuser_adacorr.model_executor.cache.codebook_fitting import RATES, AdaRecorder, step_shares
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compute_fraction",
+        type=float,
+        default=0.5,
+        help="share of the calls to be computed, about (the first and last two come on top)",
+    )
+    parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="steps to the next")
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__, ADA_FILE, add_options)
+    step_shares(arguments.compute_fraction, arguments.rates)  # raises before the runs
+    recorder = AdaRecorder()
+    transformer = run_pipeline(arguments, recorder)
+    codebook = recorder.fit(arguments.compute_fraction, arguments.rates)
+    settings = {**settings_of(arguments), "compute_fraction": arguments.compute_fraction}
+    save_ada_codebook(arguments.output, codebook, transformer, settings)
+    for threshold, rate in codebook.entries:
+        print(f"below {threshold:.4f}: next computed call after {rate}")
+    print(f"{len(recorder.changes)} changes used; wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

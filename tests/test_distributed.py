@@ -1,0 +1,306 @@
+"""Caches under xfuser's parallel engine, on processes over gloo.
+
+The cases are listed in `tests.parallel.cases`. Importing xfuser takes long, so one group of
+processes runs all cases of its size, once; the tests read what its ranks reported.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark.settings import BenchmarkError, read_settings
+from tests.parallel.cases import CASES, STEPS
+from xfuser_adacorr import CacheConfig, DecisionScope, enable_cache
+from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS
+from xfuser_adacorr.model_executor.cache.methods.fast import packed_tests, unpacked_tests
+from xfuser_adacorr.model_executor.cache.xfuser_adapters.launch import Degrees
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUP_SECONDS = 1500
+WORLD_SIZES = sorted({case.world_size for case in CASES})
+ROUNDING = 2e-5
+"""Relative difference of a whole run that the order of sums can explain, uncached or not."""
+
+pytestmark = pytest.mark.timeout(GROUP_SECONDS + 60)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_group(world_size, directory):
+    """Reports of all ranks by case; the processes are gone when this returns."""
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "XDIT_LOGGING_LEVEL": "ERROR",
+    }
+    processes, logs = [], []
+    try:
+        for rank in range(world_size):
+            logs.append(open(directory / f"rank{rank}.log", "w+"))
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.parallel.worker", str(directory)],
+                    cwd=ROOT,
+                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=logs[-1],
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+        for process in processes:
+            process.wait(GROUP_SECONDS)
+    finally:
+        for process in processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+    reports = {}
+    for rank, log in enumerate(logs):
+        log.seek(0)
+        text = log.read()
+        log.close()
+        if processes[rank].returncode:
+            tail = "\n".join(text.splitlines()[-40:])
+            reports.setdefault("crashed", []).append(f"rank {rank}:\n{tail}")
+        path = directory / f"rank{rank}.jsonl"
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            report = json.loads(line)
+            reports.setdefault(report["case"], []).append(report)
+    return reports
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    groups = {}
+
+    def get(case):
+        size = case.world_size
+        if size not in groups:
+            groups[size] = run_group(size, tmp_path_factory.mktemp(f"ranks{size}"))
+        found = groups[size].get(case.name, [])
+        if len(found) < size:
+            pytest.fail(
+                "not all ranks reported this case\n" + "\n".join(groups[size].get("crashed", []))
+            )
+        for report in found:
+            if "error" in report:
+                pytest.fail(f"rank {report['rank']}: {report['traceback']}")
+        return found
+
+    return get
+
+
+def named(*scenarios):
+    chosen = [case for case in CASES if case.scenario in scenarios]
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
+
+
+RUNS = ("run", "interrupted", "shapes", "replicas")
+
+
+@named(*RUNS)
+def test_result_equals_that_of_one_process(reports, case):
+    for report in reports(case):
+        if not case.exact:
+            continue
+        tolerance = max(ROUNDING, 10 * report["uncached_difference"])
+        assert report["uncached_difference"] < ROUNDING, "the engine itself differs"
+        assert report["difference"] < tolerance
+
+
+@named(*RUNS)
+def test_decisions_are_those_of_one_process(reports, case):
+    found = reports(case)
+    for report in found:
+        if case.exact and not is_later_stage(case, report):
+            first = case.family.endswith("pipeline")  # xfuser's loops name no branch
+            alone = [call[first:] for call in report["decisions_alone"]]
+            assert [call[first:] for call in report["decisions"]] == alone
+
+
+@named("run", "interrupted", "shapes")
+def test_ranks_decide_alike(reports, case):
+    """Branch, step and outcome; a later pipeline stage knows no reason of its own."""
+    sequences = [[call[:3] for call in report["decisions"]] for report in reports(case)]
+    if case.degrees.get("pipefusion_parallel_degree", 1) > 1 and case.cache["use_cache"] == "Fast":
+        sequences = [[call[:2] for call in sequence] for sequence in sequences]
+    assert all(sequence == sequences[0] for sequence in sequences)
+
+
+@named(*RUNS)
+def test_the_cache_is_active(reports, case):
+    threshold = case.cache.get("rel_l1_thresh")
+    for report in reports(case):
+        outcomes = {call[2] for call in report["decisions"]}
+        assert outcomes == ({True} if threshold == 0.0 else {True, False})
+        assert (report["changed"] > 0.0) == (threshold != 0.0)
+        assert report["restored"], "disabling must give the model back"
+
+
+@named("replicas")
+def test_replicas_decide_by_themselves(reports, case):
+    found = reports(case)
+    assert found[0]["output"] != found[-1]["output"]
+
+
+@named(*RUNS)
+def test_decisions_send_at_most_one_small_message_a_call(reports, case):
+    whole = case.family in ("flux1", "opensora")
+    for report in reports(case):
+        assert all(size <= 4 * MAX_REDUCED_SUMS == 64 for size in report["messages"])
+        assert len(report["messages"]) <= messages_expected(case, report)
+        if whole and case.cache["use_cache"] == "Auto":
+            assert report["messages"] == []
+
+
+def messages_expected(case, report):
+    """One for each call; the runs that went before the reported one are as long, or shorter."""
+    generations = 2 if case.scenario in ("interrupted", "shapes") else 1
+    return generations * len(report["decisions"])
+
+
+def is_later_stage(case, report):
+    stages = case.degrees.get("pipefusion_parallel_degree", 1)
+    return report["rank"] >= case.world_size // stages
+
+
+@named("perturbed", "misconfigured")
+def test_ranks_that_disagree_raise_alike(reports, case):
+    found = reports(case)
+    messages = {report["raised"] for report in found}
+    assert len(messages) == 1
+    message = messages.pop()
+    assert "decided or measured differently" in message
+    assert "rank 0" in message and "rank 1" in message
+    for report in found:
+        assert not report["enabled"] and report["difference"] < ROUNDING, "the model is unharmed"
+
+
+def test_stale_patches_without_a_hit_are_xfusers_own(reports):
+    """A cache that never hits leaves PipeFusion's patches bit for bit as they were."""
+    case = next(c for c in CASES if c.options.get("patches") and c.cache["rel_l1_thresh"] == 0.0)
+    for report in reports(case):
+        contexts = {call[0] for call in report["decisions"]}
+        assert contexts == {"default", "default#0", "default#1"}
+        assert len(report["decisions"]) == 2 + 2 * (STEPS - 2)
+        assert report["changed"] == 0.0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 NVIDIA GPUs")
+def test_ring_attention_is_cached(tmp_path):
+    """Ring attention needs a GPU kernel that returns the log-sum-exp."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    script = [str(ROOT / "benchmark" / "cache_execute.py"), "--ring_degree", "2"]
+    options = ["--cache_methods", "None", "Tea", "--num_prompts", "1", "--output_dir"]
+    subprocess.run([*command, *script, *options, str(tmp_path / "out")], check=True, timeout=300)
+
+
+def test_cases_have_names_of_their_own():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+# -- what needs no processes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 5, 14, 15, 57, 100])
+def test_packed_block_tests_keep_each_blocks_outcome_up_to_14_blocks(count):
+    """Two ranks' packed sums added up, against the ratios of all tokens."""
+    generator = torch.Generator().manual_seed(count)
+    ranks = torch.rand(2, 2 * count, generator=generator)
+    threshold = 0.9
+    packed = [packed_tests(list(rank), threshold, MAX_REDUCED_SUMS) for rank in ranks]
+    assert all(len(sums) <= MAX_REDUCED_SUMS for sums in packed)
+    added = [float(a + b) for a, b in zip(*packed, strict=True)]
+    change, run_blocks = unpacked_tests(added, count, MAX_REDUCED_SUMS)
+    differences, references = ranks.double().sum(0)[::2], ranks.double().sum(0)[1::2]
+    together = -(-count // 14)
+    pairs = zip(differences.split(together), references.split(together), strict=True)
+    expected = []
+    for difference, reference in pairs:
+        ratio = (difference.sum() / reference.sum()).sqrt().item()
+        expected += [ratio > threshold] * len(difference)
+    assert list(run_blocks) == expected
+    assert change == pytest.approx((differences.sum() / references.sum()).sqrt().item(), rel=1e-5)
+
+
+def test_scope_and_check_ranks_are_checked(transformer):
+    with pytest.raises(TypeError, match="scope must be a DecisionScope"):
+        enable_cache(transformer, "Auto", scope="world")
+    with pytest.raises(TypeError, match="check_ranks must be True or False"):
+        enable_cache(transformer, "Auto", check_ranks=1)
+    with pytest.raises(TypeError, match="group must be a torch.distributed ProcessGroup"):
+        DecisionScope(group=[0, 1])
+
+
+@pytest.fixture
+def group_of_one():
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+def test_what_ranks_could_not_decide_alike_is_refused(transformer, group_of_one):
+    scope = DecisionScope(group_of_one)
+    static = CacheConfig(use_cache="Fast", static_tokens=True)
+    with pytest.raises(ValueError, match="static_tokens must be False"):
+        enable_cache(transformer, static, scope=scope)
+    literal = CacheConfig(enable_adacorrection=True, use_cache="Fb", adacorr_mode="literal")
+    with pytest.raises(ValueError, match="adacorr_mode must be 'adaptive'"):
+        enable_cache(transformer, literal, scope=scope)
+
+
+def test_a_decision_cannot_send_more_than_64_bytes(group_of_one):
+    scope = DecisionScope(group_of_one)
+    sums = [torch.tensor(1.0)] * (MAX_REDUCED_SUMS + 1)
+    with pytest.raises(ValueError, match="at most 16 sums"):
+        scope.read(sums)
+    assert scope.read(sums[:-1]) == [1.0] * MAX_REDUCED_SUMS
+
+
+@pytest.mark.parametrize(
+    "arguments, processes, needed",
+    [
+        (["--ulysses_degree", "2"], 1, 2),
+        (["--ring_degree", "2", "--use_cfg_parallel"], 2, 4),
+        ([], 2, 1),
+    ],
+)
+def test_degrees_must_fit_the_processes(monkeypatch, arguments, processes, needed):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(BenchmarkError, match=f"torchrun --nproc_per_node {needed}"):
+        read_settings(arguments)
+
+
+def test_degrees_reach_the_settings_by_xfusers_names(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    settings = read_settings(["--pipefusion_parallel_degree", "2", "--data_parallel_degree", "4"])
+    assert Degrees(**settings.degrees).world_size == 8
+    monkeypatch.delenv("WORLD_SIZE")
+    assert read_settings([]).degrees == {}
+
+
+def test_importing_the_package_leaves_xfuser_alone():
+    script = (
+        "import sys, xfuser_adacorr; xfuser_adacorr.enable_cache; "
+        "sys.exit(any(name.split('.')[0] == 'xfuser' for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)

@@ -1,0 +1,189 @@
+"""Descriptions of model families: recognition, defaults, validation, calibration."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from tests.tiny_families import BY_NAME, FAMILIES, NAMES, FamilySampler
+from xfuser_adacorr import (
+    BlockList,
+    apply_cache_on_transformer,
+    enable_cache,
+    load_family_config,
+)
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import registry
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.opensora import OPENSORA
+from xfuser_adacorr.model_executor.cache.engine import engine_of
+
+STEPS = 5
+ROOT = Path(__file__).parents[1]
+each_unmasked = pytest.mark.parametrize(
+    "tiny", [tiny for tiny in FAMILIES if "masked" not in tiny.name], ids=lambda tiny: tiny.name
+)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "family"), [(tiny, tiny.name.removesuffix("-masked")) for tiny in FAMILIES]
+)
+def test_families_are_recognised(tiny, family):
+    assert registry.find_family(tiny.make()).name == family
+
+
+def test_an_unknown_class_is_told_all_families():
+    with pytest.raises(ValueError, match="no cache adapter for transformer Linear") as error:
+        enable_cache(nn.Linear(2, 2), "Fb")
+    for name in (
+        "DiTTransformer2DModel",
+        "FluxTransformer2DModel",
+        "MMDiTModel",
+        "PixArtTransformer2DModel",
+        "STDiT3",
+        "STDiT3Transformer3DModel",
+    ):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["opensora-original", "opensora2"])
+def test_a_similar_structure_that_is_called_otherwise_is_not_taken(family):
+    class Other(nn.Module):
+        def forward(self, latents, time, text):
+            return latents
+
+    model = BY_NAME[family].make()
+    model.__dict__.pop("forward", None)
+    model.__class__ = Other
+    with pytest.raises(ValueError, match="no cache adapter for transformer Other"):
+        enable_cache(model, "Fb")
+
+
+@pytest.mark.parametrize("family", ["pixart", "dit", "opensora"])
+def test_the_shipped_configuration_states_the_familys_defaults(family):
+    known = registry.family_named(family)
+    configs = load_family_config(ROOT / "configs" / f"{family}.yaml")
+    assert set(NAMES) <= set(configs)
+    for name, config in configs.items():
+        assert config.rel_l1_thresh == known.thresholds.get(config.use_cache)
+        if name == "Auto":
+            assert config.adacorr_tolerance == known.tolerance
+        elif config.enable_adacorrection:
+            assert config.adacorr_tolerance == known.safety_tolerance
+
+
+def test_tea_uses_the_published_polynomial_for_open_sora_1_2_only():
+    released = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "in_channels": 4}
+    polynomial = OPENSORA.published_polynomial(released)
+    by_hand = 217.546007e-4 - 118.329252e-3 + 26.8662585e-2 - 0.0459364272e-1 + 0.048442624
+    assert polynomial(0.1) == pytest.approx(by_hand) == pytest.approx(0.216, abs=5e-4)
+    assert OPENSORA.published_polynomial({**released, "in_channels": 16}) is None
+    for tiny in FAMILIES:
+        model = tiny.make()
+        enable_cache(model, "Tea")
+        assert engine_of(model).method.polynomial(0.37) == pytest.approx(0.37)
+
+
+def test_tea_reads_the_options_of_a_model_with_a_config_object():
+    model = BY_NAME["opensora-original"].make()
+    vars(model.config).update(depth=28, hidden_size=1152, num_heads=16, in_channels=4)
+    enable_cache(model, "Tea")
+    assert engine_of(model).method.polynomial(0.1) == pytest.approx(0.216, abs=5e-4)
+
+
+def described(**changes):
+    stream = ("x",)
+    options = {
+        "name": "mine",
+        "transformer_class": "Mine",
+        "block_lists": (BlockList(attribute="blocks", streams=stream, returns=stream),),
+        "latents": "x",
+        "timestep": "t",
+        "output_stream": "x",
+        "modulated_input": lambda block, arguments: arguments["x"],
+    }
+    return registry.ModelFamily(**{**options, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"block_lists": ()}, "block_lists of family 'mine' must not be empty"),
+        ({"output_stream": "y"}, "streams of blocks in family 'mine' must contain"),
+        (
+            {"block_lists": (BlockList(attribute="b", streams=("x",), returns=("y",)),)},
+            "returns of b in family 'mine' must contain",
+        ),
+        (
+            {
+                "block_lists": (
+                    BlockList(attribute="b", streams=("x",), returns=("x",), interleaved=True),
+                )
+            },
+            "the first list must be neither interleaved nor joint",
+        ),
+    ],
+)
+def test_contradictory_descriptions_are_rejected(changes, named):
+    with pytest.raises(ValueError, match=named):
+        described(**changes)
+
+
+def test_interleaved_lists_of_unequal_length_are_rejected():
+    model = BY_NAME["opensora"].make()
+    model.temporal_blocks.append(copy.deepcopy(model.temporal_blocks[0]))
+    message = "equally many, got {'spatial_blocks': 2, 'temporal_blocks': 3}"
+    with pytest.raises(ValueError, match=message):
+        enable_cache(model, "Fb")
+
+
+def test_a_family_without_a_default_asks_for_the_threshold(own_registry):
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Identity()])
+
+    registry.register_family(described())
+    with pytest.raises(ValueError, match="rel_l1_thresh must be given: family 'mine'"):
+        enable_cache(Mine(), "Fb")
+
+
+def test_a_family_registered_by_hand_replaces_a_built_in_one(monkeypatch):
+    """Even if the built-in ones are imported later, which happens with the first look-up."""
+    monkeypatch.setattr(registry, "_FAMILIES", {})
+    built_in = described(transformer_class="PixArtTransformer2DModel")
+    monkeypatch.setattr(registry, "import_module", lambda name: registry.register_family(built_in))
+    model = BY_NAME["pixart"].make()
+    assert registry.find_family(model) is built_in
+    monkeypatch.setattr(registry, "_FAMILIES", {})
+    mine = registry.register_family(described(transformer_class="PixArtTransformer2DModel"))
+    assert registry.find_family(model) is mine is not built_in
+
+
+@pytest.mark.parametrize("module", ["flux", "pixart", "dit", "opensora", "opensora2"])
+def test_every_familys_module_offers_the_entry_point(module):
+    from importlib import import_module
+
+    adapter = import_module(f"{registry.__package__}.{module}")
+    assert adapter.apply_cache_on_transformer is apply_cache_on_transformer
+
+
+@each_unmasked
+def test_calibrations_are_bound_to_the_weights(tiny):
+    from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
+
+    assert model_fingerprint(tiny.make()) == model_fingerprint(tiny.make().bfloat16())
+    assert model_fingerprint(tiny.make()) != model_fingerprint(tiny.make(seed=1))
+
+
+@each_unmasked
+def test_maps_are_fitted_for_every_block_and_stream(tiny):
+    from xfuser_adacorr.model_executor.cache.fitting import FastRecorder, TeaRecorder
+
+    sampler = FamilySampler(tiny)
+    family, fast, tea = registry.find_family(sampler.model), FastRecorder(), TeaRecorder()
+    with fast.attached(sampler.model, family), tea.attached(sampler.model, family):
+        sampler.run(STEPS)
+    streams = {name for each in family.block_lists for name in each.streams}
+    units = {f"blocks.{i}.{s}" for i in range(len(tiny.blocks(sampler.model))) for s in streams}
+    assert set(fast.fits) == units | {f"stack.{family.output_stream}"}
+    assert len(tea.changes) == STEPS - 1

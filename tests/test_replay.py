@@ -1,0 +1,318 @@
+"""Replaying a sampler: what it computes, what survives it, and what it leaves behind."""
+
+import copy
+import functools
+import inspect
+import pickle
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+from tests.samplers import FLOW, REPLAYED, SCHEDULERS, Loop, linear_loop, relative_error
+from tests.test_engine import SCALARS, STATED_FLOATS
+from tests.test_synchronisation import host_reads  # noqa: F401 (a fixture)
+from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
+from xfuser_adacorr.model_executor.cache.intercept import handler_of
+
+STEPS = 14
+LOOSE = CacheConfig(use_cache="Auto", adacorr_tolerance=1.0)
+every_replayed = pytest.mark.parametrize("name", REPLAYED)
+
+
+def lagrange(nodes, sigma):
+    """The polynomial through ``nodes`` (sigma -> output), at ``sigma``."""
+    total = 0.0
+    for own, output in nodes.items():
+        weight = 1.0
+        for other in nodes:
+            if other != own:
+                weight *= (sigma - other) / (own - other)
+        total = total + weight * output
+    return total
+
+
+def test_replay_is_what_it_says():
+    """Refreshes at 0-3, 6, 7 and the replay at 6 written out, with a transformer not linear."""
+    config = CacheConfig(use_cache="Auto", adacorr_gamma=0.0, warmup_steps=4)
+    options = {**FLOW, "flow_shift": 1.0}
+    loop = Loop(DPMSolverMultistepScheduler(**options))
+    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
+    carried = {}
+    loop.run(8, callback=lambda i, x: carried.setdefault(i, x))
+    summary = cache_summary(loop.transformer)
+    assert [c.step_index for c in summary.trace.calls if not c.refreshed] == [4, 5]
+    disable_cache(loop.transformer)
+
+    solver, x = DPMSolverMultistepScheduler(**options), loop.flux.noise()
+    outputs, expected = {}, {}
+    solver.set_timesteps(8)
+    sigmas, times = solver.sigmas.tolist(), list(solver.timesteps)
+
+    def advance(sampler, index, output, x):
+        expected[index] = sampler.step(output, times[index], x, return_dict=False)[0]
+        return expected[index]
+
+    for i in range(4):
+        outputs[sigmas[i]] = loop.flux.call(x, times[i])
+        x = advance(solver, i, outputs[sigmas[i]], x)
+    saved, x_saved = copy.deepcopy(solver), x
+    line = {s: outputs[s] for s in sigmas[2:4]}
+    for i in (4, 5):
+        x = advance(solver, i, lagrange(line, sigmas[i]), x)
+    parabola = line | {sigmas[6]: loop.flux.call(x, times[6])}
+    assert sigmas[3] - sigmas[6] < 4 * (sigmas[2] - sigmas[3])  # the curvature is used
+    x = x_saved
+    for i in (4, 5):
+        x = saved.step(lagrange(parabola, sigmas[i]), times[i], x, return_dict=False)[0]
+    x = advance(saved, 6, parabola[sigmas[6]], x)
+    advance(saved, 7, loop.flux.call(x, times[7]), x)
+    for i in range(8):
+        torch.testing.assert_close(carried[i], expected[i], rtol=1e-4, atol=1e-5)
+    assert relative_error(carried[6], solver.step(parabola[sigmas[6]], times[6], x)[0]) > 1e-3
+
+
+@every_replayed
+def test_callbacks_see_the_corrected_latents(name):
+    loop, plain, seen = linear_loop(name), {}, {}
+    loop.run(STEPS, callback=lambda i, x: plain.setdefault(i, x))
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    loop.run(STEPS, callback=lambda i, x: seen.setdefault(i, x))
+    calls = cache_summary(loop.transformer).trace.calls
+    errors = {c.step_index: relative_error(seen[c.step_index], plain[c.step_index]) for c in calls}
+    repaired = max(errors[c.step_index] for c in calls if c.refreshed)
+    assert repaired < 2e-5
+    assert errors[1] > 3 * repaired  # reused before anything could be known
+
+
+@every_replayed
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_a_callback_adds_survives(name, in_place):
+    generator = torch.Generator().manual_seed(9)
+    changes = {i: 0.1 * torch.randn(1, 16, 8, generator=generator) for i in (0, 1, 2, 4, 5, 9)}
+
+    def callback(i, x):
+        if i not in changes:
+            return x
+        return x.add_(changes[i]) if in_place else x + changes[i]
+
+    loop = linear_loop(name)
+    plain = loop.run(STEPS, callback=callback)
+    assert relative_error(plain, loop.run(STEPS)) > 0.01
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    x = loop.run(STEPS, callback=callback)
+    assert cache_summary(loop.transformer).reused_steps > 3
+    assert relative_error(x, plain) < 2e-5
+
+
+def test_replay_works_in_inference_mode():
+    loop = linear_loop("dpm-2-flow")
+    change = torch.ones(1, 16, 8)
+    with torch.inference_mode():
+        plain = loop.run(STEPS, callback=lambda i, x: x.add_(change) if i == 2 else x)
+        enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+        x = loop.run(STEPS, callback=lambda i, x: x.add_(change) if i == 2 else x)
+    assert relative_error(x, plain) < 2e-5
+
+
+def test_a_computed_call_takes_the_steps_other_branches_along():
+    loop = Loop(SCHEDULERS["dpm-2-flow"]())
+    config = CacheConfig(use_cache="Auto", adacorr_tolerance=0.01)
+    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
+    loop.run(STEPS, guidance=3.0)
+    outcomes = {}
+    for call in cache_summary(loop.transformer).trace.calls:
+        outcomes.setdefault(call.step_index, []).append(call.refreshed)
+    assert all(len(o) == 2 and (o[1] or not o[0]) for o in outcomes.values())
+    assert {True, False} == {o[0] for o in outcomes.values()}
+
+
+def test_reason_of_a_branch_taken_along(monkeypatch):
+    """With an uncond branch that would never refresh by itself."""
+    from xfuser_adacorr.model_executor.cache.correction.adacorrection import AdaCorrection
+
+    score, lenient = AdaCorrection.score, []
+
+    def scored(self, history, sums, step):
+        found = score(self, history, sums, step)
+        lenient.append(len(lenient) % 2 == 1)
+        weight = 0.0 if lenient[-1] else float(step.index % 3 == 0)
+        return type(found)(weight, found.drift, found.expected_offset, found.accumulated_error)
+
+    monkeypatch.setattr(AdaCorrection, "score", scored)
+    loop = Loop(SCHEDULERS["dpm-2-flow"]())
+    enable_cache(loop.transformer, "Auto", scheduler=loop.scheduler)
+    loop.run(STEPS, guidance=3.0)
+    calls = cache_summary(loop.transformer).trace.calls
+    taken = [c.step_index for c in calls if c.context == "uncond" and c.reason == "branch"]
+    assert taken == [3, 6, 9]
+
+
+# -- the scheduler taken over ---------------------------------------------------------------------
+
+
+@every_replayed
+def test_the_scheduler_is_given_back_after_the_run_and_by_disabling(name):
+    loop = Loop(SCHEDULERS[name]())
+    loop.run(STEPS)
+    plain, attributes = type(loop.scheduler), set(vars(loop.scheduler))
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    loop.run(STEPS, stop_after=3)
+    assert handler_of(loop.scheduler) is not None
+    loop.run(STEPS)
+    assert type(loop.scheduler) is plain and handler_of(loop.scheduler) is None
+    loop.run(STEPS, stop_after=3)
+    disable_cache(loop.transformer)
+    assert type(loop.scheduler) is plain and handler_of(loop.scheduler) is None
+    assert set(vars(loop.scheduler)) == attributes
+
+
+def test_the_scheduler_is_given_back_after_an_exception():
+    loop = Loop(SCHEDULERS["unipc"]())
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    plain = loop.run(STEPS)
+    forward = loop.transformer.proj_out.register_forward_hook(
+        lambda *a: (_ for _ in ()).throw(OSError)
+    )
+    with pytest.raises(OSError):
+        loop.run(STEPS)
+    assert type(loop.scheduler) is UniPCMultistepScheduler
+    forward.remove()
+    assert torch.equal(loop.run(STEPS), plain)
+
+
+def test_an_exception_in_the_scheduler_leaves_no_record(monkeypatch):
+    loop = Loop(SCHEDULERS["unipc"]())
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    plain, convert = loop.run(STEPS), UniPCMultistepScheduler.convert_model_output
+
+    def failing(self, *args, **kwargs):
+        if self.step_index == 3:
+            raise OSError
+        return convert(self, *args, **kwargs)
+
+    monkeypatch.setattr(UniPCMultistepScheduler, "convert_model_output", failing)
+    with pytest.raises(OSError):
+        loop.run(STEPS)
+    assert handler_of(loop.scheduler).__self__.record.skipped == []
+    monkeypatch.undo()
+    assert torch.equal(loop.run(STEPS), plain)
+
+
+def test_a_pipeline_may_change_its_scheduler_between_runs():
+    loop = Loop(SCHEDULERS["dpm-2-flow"]())
+
+    class Pipe:
+        transformer, scheduler = loop.transformer, loop.scheduler
+
+    enable_cache(Pipe, LOOSE)
+    used, results = [], {}
+    for name in ("dpm-2-flow", "unipc-3-flow", "flow-euler", "dpm-2-flow"):
+        Pipe.scheduler = loop.scheduler = SCHEDULERS[name]()
+        used.append(loop.scheduler)
+        loop.run(STEPS, stop_after=4)  # cancelled: the scheduler is still taken over
+        x = loop.run(STEPS)
+        assert torch.equal(x, results.setdefault(name, x))
+        loop.run(STEPS, stop_after=4)
+        assert all(handler_of(scheduler) is None for scheduler in used[:-1])
+    disable_cache(Pipe)
+    assert all(handler_of(scheduler) is None for scheduler in used)
+
+
+def test_the_newest_cache_replays_a_shared_scheduler():
+    scheduler = SCHEDULERS["dpm-2-flow"]()
+    first, second = Loop(scheduler), Loop(scheduler)
+    for loop in (first, second):
+        enable_cache(loop.transformer, LOOSE, scheduler=scheduler)
+    expected = first.run(STEPS)
+    first.run(STEPS, stop_after=4)
+    assert torch.equal(second.run(STEPS), expected)
+    second.run(STEPS, stop_after=4)
+    disable_cache(first.transformer)
+    assert handler_of(scheduler) is not None
+    disable_cache(second.transformer)
+    assert type(scheduler) is DPMSolverMultistepScheduler
+
+
+def test_a_scheduler_taken_over_copies_saves_and_builds_plain_ones(tmp_path):
+    loop = Loop(SCHEDULERS["dpm-2-flow"]())
+    loop.scheduler.save_pretrained(tmp_path / "plain")
+    signature = inspect.signature(loop.scheduler.step)
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    loop.run(STEPS, stop_after=3)
+    taken = loop.scheduler
+    assert isinstance(taken, DPMSolverMultistepScheduler) and handler_of(taken) is not None
+    assert inspect.signature(taken.step) == signature
+    taken.save_pretrained(tmp_path / "taken")
+    name = "scheduler_config.json"
+    assert (tmp_path / "taken" / name).read_text() == (tmp_path / "plain" / name).read_text()
+    copies = [copy.copy(taken), copy.deepcopy(taken), pickle.loads(pickle.dumps(taken))]
+    for made in [*copies, type(taken).from_config(taken.config)]:
+        assert type(made) is DPMSolverMultistepScheduler and handler_of(made) is None
+        assert made.config == taken.config
+    assert all(made.step_index == taken.step_index == 3 for made in copies)
+
+
+def test_a_new_schedule_in_the_middle_replays_nothing_old():
+    loop = Loop(SCHEDULERS["dpm-2-flow"]())
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    loop.run(STEPS, stop_after=3)
+    replay = handler_of(loop.scheduler).__self__
+    assert replay.record.skipped
+    loop.scheduler.set_timesteps(5)
+    x = loop.flux.noise()
+    expected = SCHEDULERS["dpm-2-flow"]()
+    expected.set_timesteps(5)
+    t = loop.scheduler.timesteps[0]
+    out, wanted = (s.step(x, t, x, return_dict=False)[0] for s in (loop.scheduler, expected))
+    assert torch.equal(out, wanted) and replay.record.v0 is None
+
+
+# -- cost -----------------------------------------------------------------------------------------
+
+
+def test_memory_of_the_replay_counts():
+    """V0, V1, latents before and after the skipped steps, and the solver's two earlier outputs."""
+    loop = Loop(SCHEDULERS["dpm-2-flow"]())
+    config = CacheConfig(use_cache="Auto", adacorr_gamma=0.0, warmup_steps=4)
+    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
+    loop.run(STEPS)
+    floats = STATED_FLOATS["Auto"] + 6 * 16 * 8
+    assert cache_summary(loop.transformer).cache_memory_bytes == 4 * (floats + SCALARS)
+
+
+@pytest.mark.parametrize("make", [DDIMScheduler, SCHEDULERS["dpm-2-flow"], SCHEDULERS["pndm"]])
+def test_no_host_read_is_added_by_the_replay(make, host_reads):  # noqa: F811
+    loop = Loop(make())
+    counts = {"call": [], "step": 0}
+    call, original = loop.flux.call, type(loop.scheduler).step
+
+    def counted_call(*args, **kwargs):
+        before = len(host_reads)
+        out = call(*args, **kwargs)
+        counts["call"].append(len(host_reads) - before)
+        return out
+
+    loop.flux.call = counted_call
+
+    class Counting(type(loop.scheduler)):
+        @functools.wraps(original)
+        def step(self, *args, **kwargs):
+            before = len(host_reads)
+            out = original(self, *args, **kwargs)
+            counts["step"] += len(host_reads) - before
+            return out
+
+    loop.scheduler.__class__ = Counting
+    loop.run(STEPS)
+    plain_calls, plain_steps = counts["call"], counts["step"]
+    counts.update(call=[])
+    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
+    loop.run(STEPS)
+    counts.update(call=[], step=0)
+    loop.run(STEPS)
+    assert cache_summary(loop.transformer).reused_steps > 3
+    pairs = zip(counts["call"][1:], plain_calls[1:], strict=True)
+    assert all(now - before <= 1 for now, before in pairs)
+    if not hasattr(loop.scheduler, "sigmas"):  # whose sigmas are on the host
+        assert counts["step"] <= plain_steps

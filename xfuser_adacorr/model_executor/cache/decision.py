@@ -1,0 +1,61 @@
+"""One transformer call while it runs, and why it is refreshed or reused."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from xfuser_adacorr.config import CacheConfig
+
+from .clock import Step
+from .context import Branch, CallRecord
+from .correction.adacorrection import AdaCorrection, Score
+from .methods.base import Verdict
+
+FORCED_WHERE_GUESSED = 2
+"""Last calls a correction computes where the number of calls left is only guessed: it may be off
+by one."""
+
+
+@dataclass(slots=True)
+class ActiveCall:
+    """One transformer call while it runs."""
+
+    latents: Tensor
+    """As tokens ``[B, N, C]``."""
+    timestep: Tensor
+    branch: Branch
+    step: Step | None = None
+    record: CallRecord | None = None
+    verdict: Verdict | None = None
+    """The base method's decision if the call is reused, else None."""
+    score: Score | None = None
+
+
+def reason_for(
+    call: ActiveCall,
+    verdict: Verdict | None,
+    config: CacheConfig,
+    forces_last: bool,
+    correction: AdaCorrection | None,
+) -> str:
+    """Why the call is refreshed, or ``reuse`` (`CallRecord.reason`).
+
+    ``verdict`` is the base method's, None on a branch's first call; ``forces_last`` is the base
+    method's rule for the last call, in place of which an adaptive ``correction`` has its own.
+    """
+    forced_last = int(forces_last)
+    if correction is not None:
+        forced_last = 1 if call.step.exact else FORCED_WHERE_GUESSED
+    if call.branch.calls == 0:
+        return "first"
+    if call.branch.calls < config.warmup_steps:
+        return "warmup"
+    if call.step.remaining <= forced_last:
+        return "last"
+    if not verdict.reuse:
+        return "base"
+    if call.score is not None and call.score.weight >= 1.0:
+        return "offset"
+    if correction is not None and correction.compensation.needs_refresh(call.step):
+        return "branch"
+    return "reuse"

@@ -1,0 +1,110 @@
+"""Which ranks decide together, read from xfuser's parallel state.
+
+Transformers that subclass a diffusers model split inside their forward: latents and output are
+whole on every rank. Legacy wrappers (those that hold ``.module``) are called with a part: rows for
+sequence parallelism, a branch for CFG parallelism, a stage's tokens for PipeFusion.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.models.sequence_parallel import SequenceParallel
+
+from .pipefusion import PIPEFUSION_METHODS, PipelineStage
+
+LEGACY_WRAPPER = "xFuserTransformerBaseWrapper"
+SCHEDULER_WRAPPER = "xFuserSchedulerBaseWrapper"
+
+
+def _class_names(x: Any) -> set[str]:
+    return {cls.__name__ for cls in type(x).__mro__}
+
+
+def _parallel_state() -> Any:
+    """xfuser's parallel state if this process has joined it, else None."""
+    state = sys.modules.get("xfuser.core.distributed.parallel_state")
+    return state if state is not None and state.model_parallel_is_initialized() else None
+
+
+def is_xfuser_transformer(transformer: nn.Module) -> bool:
+    return any(cls.__module__.startswith("xfuser.") for cls in type(transformer).__mro__)
+
+
+def find_scope(transformer: nn.Module, *, check_ranks: bool = False) -> DecisionScope:
+    """The ranks that share this transformer's samples; none for a model that is not split.
+
+    Every rank has to ask, since a group may have to be made.
+    """
+    own = getattr(transformer, "sequence_parallel", None)
+    if isinstance(own, SequenceParallel):
+        return DecisionScope(own.group, check_ranks=check_ranks)
+    state = _parallel_state()
+    if state is None or not is_xfuser_transformer(transformer):
+        return DecisionScope()
+    legacy = LEGACY_WRAPPER in _class_names(transformer)
+    split = state.get_sp_group().world_size * state.get_cfg_group().world_size > 1
+    return DecisionScope(
+        _sample_group(state), latents_are_split=legacy and split, check_ranks=check_ranks
+    )
+
+
+def _sample_group(state: Any) -> Any:
+    """Ranks of one replica and one pipeline stage; None if that is this rank alone."""
+    if state.get_pp_group().world_size == 1:
+        replica = state.get_model_replica_group()
+        return replica.device_group if replica.world_size > 1 else None
+    dimensions = (state.get_tp_group(), state.get_sp_group(), state.get_cfg_group())
+    split = [group for group in dimensions if group.world_size > 1]
+    if len(split) < 2:
+        return split[0].device_group if split else None
+    return _stage_group(state, *(group.world_size for group in dimensions))
+
+
+def _stage_group(state: Any, tp: int, sp: int, cfg: int) -> Any:
+    """A new group of this stage's ranks; xfuser has none that leaves out the pipeline alone."""
+    from xfuser.core.distributed.utils import RankGenerator
+
+    pp, dp = state.get_pp_group().world_size, state.get_dp_group().world_size
+    ranks = RankGenerator(tp, sp, pp, cfg, dp, 1, "tp-sp-pp-cfg-dp").get_ranks("tp-sp-cfg")
+    return torch.distributed.new_subgroups_by_enumeration(ranks)[0]
+
+
+def find_stage(transformer: nn.Module) -> PipelineStage | None:
+    """This rank's place in PipeFusion; None if the transformer is not split into stages."""
+    state = _parallel_state()
+    if state is None or LEGACY_WRAPPER not in _class_names(transformer):
+        return None
+    pipeline = state.get_pp_group()
+    return PipelineStage(pipeline) if pipeline.world_size > 1 else None
+
+
+def unwrap_scheduler(scheduler: Any) -> Any:
+    """The diffusers scheduler within xfuser's wrapper of it."""
+    return scheduler.module if SCHEDULER_WRAPPER in _class_names(scheduler) else scheduler
+
+
+def check_config(config: CacheConfig, scope: DecisionScope, stage: PipelineStage | None) -> None:
+    """Raise `ValueError` for what cannot be decided alike on all ranks."""
+    if scope.is_parallel and config.static_tokens:
+        raise ValueError(
+            "static_tokens must be False where ranks share a sample: they would keep different "
+            "numbers of tokens"
+        )
+    literal = config.enable_adacorrection and config.adacorr_mode == "literal"
+    if scope.is_parallel and literal:
+        raise ValueError(
+            "adacorr_mode must be 'adaptive' where ranks share a sample: the literal blend weighs "
+            "each rank's own tokens"
+        )
+    if stage is None:
+        return
+    if config.use_cache not in PIPEFUSION_METHODS or config.enable_adacorrection:
+        raise ValueError(
+            f"under PipeFusion the cache must be one of {', '.join(PIPEFUSION_METHODS)} without "
+            f"AdaCorrection, which needs latents and output on one rank; got {config.name}"
+        )

@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 
 from benchmark.small.evaluation import loss_svg, split_accuracy
-from benchmark.small.flux import build_transformer, generate, image_ids, pack_latents
+from benchmark.small.flux import FAMILY, build_transformer, generate, image_ids, pack_latents
 from benchmark.small.judge import label_accuracy, load_judge
 from benchmark.small.judge_training import judge_accuracy
 from benchmark.small.latents import sample_sigmas
@@ -137,7 +137,7 @@ def test_the_autoencoder_reconstructs_fresh_pictures(pipeline):
 
 
 def test_pictures_of_held_back_prompts_show_their_scene(pipeline, judge):
-    accuracy = split_accuracy(pipeline, judge, "test", steps=20, number=32)
+    accuracy = split_accuracy(FAMILY, pipeline, judge, "test", steps=20, number=32)
     assert accuracy["attributes"] > 0.95
     assert accuracy["whole"] > 0.85
 

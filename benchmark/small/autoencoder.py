@@ -2,6 +2,7 @@
 
 import math
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -120,12 +121,31 @@ def _train(
 
 
 @torch.no_grad()
-def encode_pictures(model: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+def encode_pictures(
+    model: AutoencoderKL, pictures: torch.Tensor, batch_size: int = 50
+) -> torch.Tensor:
     """Latents [N, C, 16, 16] of about unit variance, as the pipeline's transformer sees them."""
     device = next(model.parameters()).device
-    pixels = (2 * pictures.to(device) - 1).contiguous(memory_format=torch.channels_last)
-    mean = model.encode(pixels).latent_dist.mean
-    return (mean - model.config.shift_factor) * model.config.scaling_factor
+    means = []
+    for part in pictures.split(batch_size):
+        pixels = (2 * part.to(device) - 1).contiguous(memory_format=torch.channels_last)
+        means.append(model.encode(pixels).latent_dist.mean)
+    return (torch.cat(means) - model.config.shift_factor) * model.config.scaling_factor
+
+
+def absorb_shift(model: AutoencoderKL) -> AutoencoderKL:
+    """A copy of the autoencoder whose latents have zero mean without a `shift_factor`.
+
+    The pipelines of PixArt and DiT know `scaling_factor` alone. The shift goes into the biases of
+    the convolutions beside the latents, which changes neither pictures nor scaled latents.
+    """
+    model = deepcopy(model)
+    shift, channels = model.config.shift_factor, model.config.latent_channels
+    with torch.no_grad():
+        model.quant_conv.bias[:channels] -= shift
+        model.post_quant_conv.bias += shift * model.post_quant_conv.weight.sum((1, 2, 3))
+    model.register_to_config(shift_factor=0.0)
+    return model
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""The small FLUX pipeline: its components, their saved form, and what training needs of them."""
+"""The small FLUX pipeline: its components, its examples and loss, and how it is called."""
 
-import json
-from copy import deepcopy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,13 +12,20 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmark.small.scenes import labels_scene
+from benchmark.small.autoencoder import encode_pictures, training_pictures
+from benchmark.small.calling import in_batches
+from benchmark.small.family import SmallFamily, TrainingConfig
+from benchmark.small.initialisation import zero_
+from benchmark.small.judge import Judge
+from benchmark.small.latents import load_encoded, sample_sigmas
+from benchmark.small.scenes import labels_scene, sample_labels
+from benchmark.small.splits import held_back_labels
+from benchmark.small.text import TEXT_WIDTH, build_t5_encoder, tokenise_t5, warm_up_text_encoders
 from benchmark.small.tokenizers import MAX_LENGTH, build_clip_tokenizer, build_t5_tokenizer
 
 POOLED_WIDTH = 64
-TEXT_WIDTH = 64
 
 
 def build_transformer(latent_channels: int = 8) -> FluxTransformer2DModel:
@@ -42,9 +49,7 @@ def build_transformer(latent_channels: int = 8) -> FluxTransformer2DModel:
     for block in transformer.transformer_blocks:
         modulations += [block.norm1.linear, block.norm1_context.linear]
     modulations += [block.norm.linear for block in transformer.single_transformer_blocks]
-    for linear in (*modulations, transformer.proj_out):
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
+    zero_([*modulations, transformer.proj_out])
     return transformer
 
 
@@ -65,19 +70,6 @@ def build_pipeline(vae: AutoencoderKL) -> FluxPipeline:
             pad_token_id=clip_tokenizer.pad_token_id,
         )
     )
-    text_encoder_2 = T5EncoderModel(
-        T5Config(
-            vocab_size=len(t5_tokenizer),
-            d_model=TEXT_WIDTH,
-            d_kv=16,
-            d_ff=4 * TEXT_WIDTH,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            pad_token_id=t5_tokenizer.pad_token_id,
-            eos_token_id=t5_tokenizer.eos_token_id,
-        )
-    )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0,
@@ -90,7 +82,7 @@ def build_pipeline(vae: AutoencoderKL) -> FluxPipeline:
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=clip_tokenizer,
-        text_encoder_2=text_encoder_2,
+        text_encoder_2=build_t5_encoder(t5_tokenizer),
         tokenizer_2=t5_tokenizer,
         transformer=build_transformer(vae.config.latent_channels),
     )
@@ -110,8 +102,7 @@ def tokenise(pipeline: FluxPipeline, prompts: list[str]) -> tuple[torch.Tensor, 
     """CLIP and T5 token ids, each [N, 24], padded as the pipeline pads them."""
     options = {"padding": "max_length", "max_length": MAX_LENGTH, "truncation": True}
     clip = pipeline.tokenizer(prompts, return_tensors="pt", **options).input_ids
-    t5 = pipeline.tokenizer_2(prompts, return_tensors="pt", **options).input_ids
-    return clip, t5
+    return clip, tokenise_t5(pipeline.tokenizer_2, prompts)
 
 
 def tokenise_labels(
@@ -121,46 +112,146 @@ def tokenise_labels(
     return tokenise(pipeline, [labels_scene(row).prompt for row in labels])
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One step's tensors."""
+
+    noisy: torch.Tensor
+    """x_sigma = (1 - sigma) x_0 + sigma noise, [B, 64, 4 C]."""
+
+    velocity: torch.Tensor
+    """The target, noise - x_0, [B, 64, 4 C]."""
+
+    sigma: torch.Tensor
+    """Noise levels in (0, 1), [B]."""
+
+    positions: torch.Tensor
+    """Position ids [64, 3]."""
+
+    clip_ids: torch.Tensor
+    """CLIP token ids, [B, 24]."""
+
+    t5_ids: torch.Tensor
+    """T5 token ids, [B, 24]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FluxExamples:
+    """Encoded pictures with the token ids of their prompts."""
+
+    latents: torch.Tensor
+    """Packed latents, float16 [N, 64, 4 C]."""
+
+    ids: tuple[torch.Tensor, torch.Tensor]
+    """CLIP and T5 token ids, each [N, 24]."""
+
+    empty_ids: tuple[torch.Tensor, torch.Tensor]
+    """Both kinds of token ids of the empty prompt, each [1, 24]."""
+
+    def batch(
+        self, size: int, empty_share: float, generator: torch.Generator, device: str
+    ) -> Batch:
+        """Draws pictures, noise and noise levels; `empty_share` of the prompts become empty."""
+        chosen = torch.randint(len(self.latents), (size,), generator=generator)
+        dropped = torch.rand(size, 1, generator=generator) < empty_share
+        clip_ids, t5_ids = (
+            torch.where(dropped, empty, ids[chosen]).to(device)
+            for empty, ids in zip(self.empty_ids, self.ids, strict=True)
+        )
+        clean = self.latents[chosen].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        sigma = sample_sigmas(size, generator)
+        return Batch(
+            noisy=torch.lerp(clean, noise, sigma.view(-1, 1, 1)).to(device),
+            velocity=(noise - clean).to(device),
+            sigma=sigma.to(device),
+            positions=image_ids(16, 16).to(device),
+            clip_ids=clip_ids,
+            t5_ids=t5_ids,
+        )
+
+
+def load_examples(pipeline: FluxPipeline, number: int, seed: int, path: Path) -> FluxExamples:
+    """Pictures of one or two objects."""
+    latents, labels = load_encoded(
+        path,
+        number,
+        seed,
+        draw=training_pictures,
+        encode=lambda pictures: pack_latents(encode_pictures(pipeline.vae, pictures)),
+    )
+    return FluxExamples(
+        latents=latents, ids=tokenise_labels(pipeline, labels), empty_ids=tokenise(pipeline, [""])
+    )
+
+
+def flow_loss(model: nn.ModuleDict, batch: Batch) -> torch.Tensor:
+    """Mean squared error of the predicted velocity, with the pipeline's own arguments."""
+    sequence = model["text_encoder_2"](batch.t5_ids)[0]
+    velocity = model["transformer"](
+        hidden_states=batch.noisy,
+        encoder_hidden_states=sequence,
+        pooled_projections=model["text_encoder"](batch.clip_ids).pooler_output,
+        timestep=batch.sigma,
+        img_ids=batch.positions,
+        txt_ids=sequence.new_zeros(sequence.shape[1], 3),
+        return_dict=False,
+    )[0]
+    return (velocity - batch.velocity).square().mean()
+
+
+def warm_up(pipeline: FluxPipeline) -> float:
+    """Teaches both text encoders to name the scene, `warm_up_text_encoders`."""
+    labels = sample_labels(8192, torch.Generator().manual_seed(1), exclude=held_back_labels())
+    return warm_up_text_encoders(
+        nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2]),
+        lambda clip_ids, t5_ids: (
+            pipeline.text_encoder(clip_ids).pooler_output,
+            pipeline.text_encoder_2(t5_ids)[0],
+        ),
+        tokenise_labels(pipeline, labels),
+        labels,
+    )
+
+
 def generate(
     pipeline: FluxPipeline,
-    prompts: list[str],
-    seeds: list[int],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
     steps: int,
+    guidance_scale: float = 1.0,
     batch_size: int = 32,
 ) -> torch.Tensor:
-    """Pictures [N, 3, 64, 64] in [0, 1] for prompts, each with noise from its own seed."""
-    pictures = []
-    pipeline.set_progress_bar_config(disable=True)
-    for first in range(0, len(prompts), batch_size):
-        chosen = seeds[first : first + batch_size]
-        pictures.append(
-            pipeline(
-                prompts[first : first + batch_size],
-                height=64,
-                width=64,
-                num_inference_steps=steps,
-                max_sequence_length=MAX_LENGTH,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in chosen],
-                output_type="pt",
-            ).images.cpu()
-        )
-    return torch.cat(pictures).float()
+    """Pictures [N, 3, 64, 64] in [0, 1] for prompts, each with noise from its own seed.
 
-
-def save_pipeline(pipeline: FluxPipeline, path: Path) -> None:
-    """Saves the pipeline in float16; the given pipeline stays as it is.
-
-    The text encoders' configs say float32, so that plain `from_pretrained` gives float32
-    modules, as it does for the autoencoder and the transformer.
+    `guidance_scale` above 1 is true guidance by the empty prompt.
     """
-    half = {
-        name: deepcopy(part).half() if isinstance(part, nn.Module) else part
-        for name, part in pipeline.components.items()
-    }
-    FluxPipeline(**half).save_pretrained(path)
-    for name in ("text_encoder", "text_encoder_2"):
-        file = path / name / "config.json"
-        config = json.loads(file.read_text())
-        config["dtype"] = "float32"
-        file.write_text(json.dumps(config, indent=2) + "\n")
+
+    def call(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
+        guidance = {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance_scale}
+        return pipeline(
+            prompts,
+            height=64,
+            width=64,
+            num_inference_steps=steps,
+            max_sequence_length=MAX_LENGTH,
+            generator=generators,
+            output_type="pt",
+            **(guidance if guidance_scale > 1 else {}),
+        ).images
+
+    return in_batches(pipeline, call, prompts, seeds, batch_size)
+
+
+FAMILY = SmallFamily(
+    name="flux",
+    trained=("transformer", "text_encoder", "text_encoder_2"),
+    config=TrainingConfig(minutes=132.0),
+    latents="latents.pt",
+    build_pipeline=build_pipeline,
+    load_examples=load_examples,
+    loss=flow_loss,
+    generate=generate,
+    accuracy=Judge.prompt_accuracy,
+    warm_up=warm_up,
+)

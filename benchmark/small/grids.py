@@ -17,3 +17,8 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 8, gap: int = 2) 
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(path)
+
+
+def clip_rows(clips: torch.Tensor) -> torch.Tensor:
+    """Every second frame of clips [N, 16, 3, H, W], [8 N, 3, H, W]: a row of a grid is a clip."""
+    return clips[:, ::2].flatten(0, 1)

@@ -3,8 +3,9 @@
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,21 @@ from torch import nn
 from benchmark.small.scenes import CHOICES, LABELS, parse_prompt, scene_labels
 
 logger = logging.getLogger(__name__)
+
+JudgeLike = TypeVar("JudgeLike", bound=nn.Module)
+
+
+def convolutions(width: int, num_features: int) -> nn.Sequential:
+    """Four convolutions of stride 2 and a linear layer: [N, 3, 64, 64] to [N, num_features]."""
+    widths = [3, width, 2 * width, 3 * width, 3 * width]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.GELU(),
+        ]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, num_features))
 
 
 class Judge(nn.Module):
@@ -27,15 +43,7 @@ class Judge(nn.Module):
         super().__init__()
         self.config = {"width": width, "num_features": num_features}
         self.num_features = num_features
-        widths = [3, width, 2 * width, 3 * width, 3 * width]
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.GELU(),
-            ]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, num_features))
+        self.body = convolutions(width, num_features)
         self.heads = nn.Linear(num_features, sum(CHOICES))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -94,7 +102,7 @@ def label_accuracy(found: torch.Tensor, wanted: torch.Tensor) -> dict[str, float
     return {"attributes": share.mean().item(), "whole": (share == 1).float().mean().item()}
 
 
-def save_judge(judge: Judge, path: Path) -> None:
+def save_judge(judge: nn.Module, path: Path) -> None:
     """Writes `config.json` and `judge.safetensors` into the directory `path`."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(judge.config, indent=1) + "\n")
@@ -102,8 +110,12 @@ def save_judge(judge: Judge, path: Path) -> None:
     save_file(weights, path / "judge.safetensors")
 
 
-def load_judge(path: str | Path) -> Judge:
+def load_judge(path: str | Path, judge_class: Callable[..., JudgeLike] = Judge) -> JudgeLike:
     """The judge that `save_judge` wrote, in evaluation mode and without gradients.
+
+    Args:
+        path: the directory.
+        judge_class: `Judge`, or `clip_judge.ClipJudge` for one of clips.
 
     Raises:
         FileNotFoundError: the directory holds no judge.
@@ -112,6 +124,6 @@ def load_judge(path: str | Path) -> Judge:
     for name in ("config.json", "judge.safetensors"):
         if not (path / name).exists():
             raise FileNotFoundError(f"no judge in {path}: {name} is missing")
-    judge = Judge(**json.loads((path / "config.json").read_text()))
+    judge = judge_class(**json.loads((path / "config.json").read_text()))
     judge.load_state_dict(load_file(path / "judge.safetensors"))
     return judge.eval().requires_grad_(False)

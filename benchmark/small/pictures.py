@@ -39,7 +39,7 @@ def render(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
     y, x = axis.view(1, SIZE, 1), axis.view(1, 1, SIZE)
 
-    shade = _pattern(labels[:, 6], x, y, uniform(6.0, 9.0), uniform(0, 40), uniform(0, 40))
+    shade = pattern_shade(labels[:, 6], x, y, uniform(6.0, 9.0), uniform(0, 40), uniform(0, 40))
     image = PALETTE[labels[:, 5]].view(number, 3, 1, 1)
     image = image * (1 - (1 - SHADE) * shade.unsqueeze(1))
 
@@ -48,19 +48,19 @@ def render(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     left_x, left_y, left_size = uniform(15.5, 17.5), uniform(29, 35), uniform(11, 12.5)
     right_x, right_y, right_size = uniform(46.5, 48.5), uniform(29, 35), uniform(11, 12.5)
 
-    first = _distance(
+    first = shape_distance(
         labels[:, 1],
         x - torch.where(two, left_x, middle_x),
         y - torch.where(two, left_y, middle_y),
         torch.where(two, left_size, big),
     )
-    image = _paint(image, first, labels[:, 2])
-    second = _distance(labels[:, 3], x - right_x, y - right_y, right_size)
+    image = paint(image, first, labels[:, 2])
+    second = shape_distance(labels[:, 3], x - right_x, y - right_y, right_size)
     second = torch.where(two, second, torch.inf)
-    return _paint(image, second, labels[:, 4])
+    return paint(image, second, labels[:, 4])
 
 
-def _pattern(
+def pattern_shade(
     kind: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor,
@@ -83,7 +83,7 @@ def _wave(position: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     return (inside + 0.5).clamp(0, 1)
 
 
-def _distance(
+def shape_distance(
     shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, size: torch.Tensor
 ) -> torch.Tensor:
     """Signed distance in pixels to each row's shape, negative inside, [N, H, W]."""
@@ -103,6 +103,7 @@ def _distance(
     return distance
 
 
-def _paint(image: torch.Tensor, distance: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
+def paint(image: torch.Tensor, distance: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
+    """Pictures [N, 3, H, W] with the places inside a shape, [N, H, W], in each row's colour."""
     cover = (0.5 - distance).clamp(0, 1).unsqueeze(1)
     return torch.lerp(image, PALETTE[colour].view(-1, 3, 1, 1).expand_as(image), cover)

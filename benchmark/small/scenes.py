@@ -1,7 +1,7 @@
 """Scenes of one or two coloured shapes, and the prompts that describe them."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,12 +36,12 @@ class Scene:
         if len(self.objects) not in (1, 2):
             raise ValueError(f"objects must be one or two, got {len(self.objects)}")
         for colour, shape in self.objects:
-            _check("an object's colour", colour, COLOURS)
-            _check("an object's shape", shape, SHAPES)
+            check_word("an object's colour", colour, COLOURS)
+            check_word("an object's shape", shape, SHAPES)
             if colour == self.background:
                 raise ValueError(f"an object has the background's colour, {colour!r}")
-        _check("background", self.background, COLOURS)
-        _check("pattern", self.pattern, PATTERNS)
+        check_word("background", self.background, COLOURS)
+        check_word("pattern", self.pattern, PATTERNS)
 
     @property
     def prompt(self) -> str:
@@ -105,15 +105,22 @@ def sample_labels(
         exclude: label rows [M, 7] that must not be drawn (a held-back split).
         single_share: the share of scenes with one object.
     """
+    return sample_outside(lambda: _draw(number, generator, single_share), number, exclude)
+
+
+def sample_outside(
+    draw: Callable[[], torch.Tensor], number: int, exclude: torch.Tensor | None
+) -> torch.Tensor:
+    """Draws label rows [.., columns] until `number` of them are none of the rows `exclude`."""
     kept: list[torch.Tensor] = []
     found = 0
     while found < number:
-        labels = _draw(number, generator, single_share)
+        labels = draw()
         if exclude is not None:
             labels = labels[~torch.isin(_codes(labels), _codes(exclude))]
         kept.append(labels)
         found += len(labels)
-    return torch.cat(kept)[:number] if kept else torch.empty(0, len(LABELS), dtype=torch.int64)
+    return torch.cat(kept)[:number] if kept else draw()[:0]
 
 
 def sample_scene(generator: torch.Generator) -> Scene:
@@ -144,6 +151,7 @@ def _codes(labels: torch.Tensor) -> torch.Tensor:
     return ((labels + 1) * 10 ** torch.arange(labels.shape[1])).sum(dim=1)
 
 
-def _check(name: str, given: str, accepted: Sequence[str]) -> None:
+def check_word(name: str, given: str, accepted: Sequence[str]) -> None:
+    """Raises ValueError where the word `given` for `name` is not one of `accepted`."""
     if given not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {given!r}")

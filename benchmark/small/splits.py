@@ -1,48 +1,142 @@
-"""The fixed prompts of the small pipeline: a development and a held-back test split."""
+"""The fixed prompts of the small pipelines: a development and a held-back test split for each."""
 
 import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmark.small.scenes import labels_scene, parse_prompt, sample_labels, scene_labels
+from benchmark.small.motion import MovingScene, labels_moving, moving_labels, reversed_motion
+from benchmark.small.motion import parse_prompt as parse_moving
+from benchmark.small.motion import sample_labels as sample_moving
+from benchmark.small.scenes import (
+    COLOURS,
+    SHAPES,
+    labels_scene,
+    parse_prompt,
+    sample_labels,
+    scene_labels,
+)
 
-SPLIT_FILE = Path(__file__).parent.parent / "prompts" / "flux.json"
+PROMPTS = Path(__file__).parent.parent / "prompts"
+SPLIT_FILE = PROMPTS / "flux.json"
 DEVELOPMENT_SIZE = 32
 TEST_SIZE = 64
+CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+"""Names of DiT's classes, by their ids."""
+
+Splits = dict[str, Any]
 
 
-def make_splits(seed: int = 2024) -> dict[str, Any]:
-    """Distinct prompts, each with a seed of its own, as `benchmark/prompts/flux.json` has them."""
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Texts (prompts or class names) with their seeds."""
+
+    texts: list[str]
+    seeds: list[int]
+
+
+def make_splits(seed: int = 2024) -> Splits:
+    """FLUX's: distinct prompts of one or two objects, each with a seed of its own."""
     generator = torch.Generator().manual_seed(seed)
     drawn = sample_labels(4 * (DEVELOPMENT_SIZE + TEST_SIZE), generator)
-    prompts = list(dict.fromkeys(labels_scene(row).prompt for row in drawn))
-    entries = [
-        {"prompt": prompt, "seed": 1000 + index}
-        for index, prompt in enumerate(prompts[: DEVELOPMENT_SIZE + TEST_SIZE])
-    ]
-    return {
-        "schema": 1,
-        "development": entries[:DEVELOPMENT_SIZE],
-        "test": entries[DEVELOPMENT_SIZE:],
-    }
+    return _splits("prompt", _distinct(labels_scene(row).prompt for row in drawn), 1000)
 
 
-def write_splits(path: Path = SPLIT_FILE) -> None:
-    """Writes `make_splits()` as JSON."""
+def make_pixart_splits(seed: int = 2025) -> Splits:
+    """Distinct prompts of one object."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = sample_labels(4 * (DEVELOPMENT_SIZE + TEST_SIZE), generator, single_share=1.0)
+    return _splits("prompt", _distinct(labels_scene(row).prompt for row in drawn), 2000)
+
+
+def make_dit_splits(seed: int = 2026) -> Splits:
+    """Class names, all of them about equally often in each split: the splits differ in seeds."""
+    generator = torch.Generator().manual_seed(seed)
+    names: list[str] = []
+    for size in (DEVELOPMENT_SIZE, TEST_SIZE):
+        rounds = -(-size // len(CLASSES))
+        orders = [torch.randperm(len(CLASSES), generator=generator) for _ in range(rounds)]
+        names += [CLASSES[index] for index in torch.cat(orders)[:size]]
+    return _splits("class_label", names, 3000)
+
+
+def make_opensora_splits(seed: int = 2027) -> Splits:
+    """Distinct prompts of moving objects, by turns slow and quick."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = sample_moving(4 * (DEVELOPMENT_SIZE + TEST_SIZE), generator)
+    scenes = dict.fromkeys(labels_moving(row) for row in drawn)
+    slow, quick = (
+        [scene.prompt for scene in scenes if scene.speed == speed]
+        for speed in ("slowly", "quickly")
+    )
+    prompts = [prompt for pair in zip(slow, quick, strict=False) for prompt in pair]
+    return _splits("prompt", prompts, 4000)
+
+
+MAKERS: dict[str, Callable[[], Splits]] = {
+    "flux": make_splits,
+    "pixart": make_pixart_splits,
+    "dit": make_dit_splits,
+    "opensora": make_opensora_splits,
+}
+
+
+def split_file(family: str) -> Path:
+    """Where a family's splits are."""
+    return PROMPTS / f"{family}.json"
+
+
+def write_splits(family: str = "flux") -> None:
+    """Writes what the family's maker makes as JSON."""
+    path = split_file(family)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(make_splits(), indent=1) + "\n")
+    path.write_text(json.dumps(MAKERS[family](), indent=1) + "\n")
 
 
 def read_split(name: str, path: Path = SPLIT_FILE) -> list[dict[str, Any]]:
-    """The entries `{"prompt", "seed"}` of the split `development` or `test`."""
+    """The entries of the split `development` or `test`.
+
+    An entry is `{"prompt", "seed"}`, or `{"class_label", "seed"}` where a class is asked for.
+    """
     splits = json.loads(path.read_text())
     if name not in ("development", "test"):
         raise ValueError(f"name must be development or test, got {name!r}")
     return splits[name]
 
 
-def held_back_labels() -> torch.Tensor:
-    """Label rows [64, 7] of the test split, which no training picture may show."""
-    return scene_labels(parse_prompt(entry["prompt"]) for entry in read_split("test"))
+def read_entries(family: str, name: str, number: int | None = None) -> Entries:
+    """The first `number` entries of a family's split, default all."""
+    entries = read_split(name, split_file(family))[:number]
+    texts = [entry.get("prompt") or entry["class_label"] for entry in entries]
+    return Entries(texts, [entry["seed"] for entry in entries])
+
+
+def held_back_labels(family: str = "flux") -> torch.Tensor:
+    """Label rows [64, 7] of a test split of pictures, which no training picture may show."""
+    return scene_labels(parse_prompt(text) for text in read_entries(family, "test").texts)
+
+
+def held_back_motions() -> torch.Tensor:
+    """Label rows [128, 6] of the clips' test split, and of the same clips played backwards."""
+    scenes: list[MovingScene] = [parse_moving(t) for t in read_entries("opensora", "test").texts]
+    labels = moving_labels(scenes)
+    return torch.cat([labels, reversed_motion(labels)])
+
+
+def _distinct(prompts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(prompts))
+
+
+def _splits(key: str, texts: list[str], first_seed: int) -> Splits:
+    entries = [
+        {key: text, "seed": first_seed + index}
+        for index, text in enumerate(texts[: DEVELOPMENT_SIZE + TEST_SIZE])
+    ]
+    return {
+        "schema": 1,
+        "development": entries[:DEVELOPMENT_SIZE],
+        "test": entries[DEVELOPMENT_SIZE:],
+    }

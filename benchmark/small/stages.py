@@ -3,24 +3,31 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 from benchmark.small.autoencoder import reconstruction_psnr, refine_decoder, train_autoencoder
+from benchmark.small.card import training_document
 from benchmark.small.checkpoints import replace_directory
-from benchmark.small.evaluation import accuracy_table, write_card_pictures
-from benchmark.small.flux import save_pipeline
-from benchmark.small.judge import save_judge
+from benchmark.small.clip_judge_training import clip_judge_accuracy, train_clip_judge
+from benchmark.small.evaluation import accuracy_table, read_loss_log, write_card_pictures
+from benchmark.small.family import SmallFamily, TrainingConfig
+from benchmark.small.judge import load_judge, save_judge
 from benchmark.small.judge_training import judge_accuracy, train_judge
 from benchmark.small.memory import keep_freed_memory
-from benchmark.small.splits import SPLIT_FILE, write_splits
-from benchmark.small.training import TrainingConfig, train_flux
+from benchmark.small.saving import save_pipeline
+from benchmark.small.splits import split_file, write_splits
+from benchmark.small.training import loss_log, train
 
 logger = logging.getLogger(__name__)
 
+DOCUMENTS = (".md", ".png", ".svg")
 
-def train_flux_pipeline(
+
+def train_pipeline(
+    family: SmallFamily,
     *,
     output: Path,
     judge_output: Path,
@@ -30,47 +37,67 @@ def train_flux_pipeline(
     decoder_steps: int,
     device: str = "cpu",
 ) -> None:
-    """Trains autoencoder, judge, transformer and decoder, and saves pipeline and judge.
+    """Trains autoencoder, judge, decoder and transformer, and saves pipeline and judge.
+
+    Families that share a `work_dir` share its autoencoder and decoder.
 
     Args:
+        family: which pipeline.
         output: the directory of the pipeline, replaced as a whole at the end (its model card and
             pictures are kept).
-        judge_output: the directory of the judge.
+        judge_output: the directory of the pictures' judge, or of the clips' judge where the family
+            makes clips. A judge of pictures that is there already is used as it is.
         work_dir: checkpoints, latents, logs and validation pictures.
         config: the transformer's training.
         autoencoder_steps: steps of the whole autoencoder, before everything else.
-        decoder_steps: further steps of its decoder alone, after the transformer's training.
+        decoder_steps: further steps of its decoder alone, which leave the latents as they are.
         device: where to train.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    if not SPLIT_FILE.exists():
-        write_splits()
+    if not split_file(family.name).exists():
+        write_splits(family.name)
     torch.manual_seed(config.seed)
     vae = train_autoencoder(work_dir, autoencoder_steps, seed=config.seed, device=device)
     logger.info("autoencoder: PSNR %.2f dB", reconstruction_psnr(vae))
-
-    judge = train_judge(work_dir, vae)
-    save_judge(judge, judge_output)
-    logger.info("judge: %s", judge_accuracy(judge))
-
-    pipeline = train_flux(work_dir, vae, config, device=device)
+    judge, own_accuracy = _judge(family, work_dir, vae, judge_output)
+    logger.info("judge: %s", own_accuracy)
     refine_decoder(vae, work_dir, decoder_steps)
-    logger.info("refined decoder: PSNR %.2f dB", reconstruction_psnr(vae))
-    _save_beside_documents(pipeline.to("cpu"), output)
+    psnr_db = reconstruction_psnr(vae)
+    logger.info("refined decoder: PSNR %.2f dB", psnr_db)
 
-    write_card_pictures(pipeline, work_dir / "flux_loss.jsonl", output)
-    rows = accuracy_table(pipeline, judge)
-    (work_dir / "accuracy.json").write_text(json.dumps(rows, indent=1) + "\n")
+    pipeline = train(family, work_dir, vae, config, device=device).to("cpu")
+    _save_beside_documents(pipeline, output)
+    records = read_loss_log(loss_log(family, work_dir))
+    write_card_pictures(family, pipeline, records, output)
+    rows = accuracy_table(family, pipeline, judge)
+    (work_dir / f"{family.name}_accuracy.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
-        logger.info("%(split)s, %(steps)d steps: %(attributes).3f, whole %(whole).3f", row)
+        logger.info("%s", row)
+    document = training_document(pipeline, records, rows, psnr_db, own_accuracy)
+    (output / "TRAINING.md").write_text(document)
 
 
-def _save_beside_documents(pipeline: FluxPipeline, output: Path) -> None:
+def _judge(
+    family: SmallFamily, work_dir: Path, vae: AutoencoderKL, output: Path
+) -> tuple[Any, dict[str, float]]:
+    """The family's judge and its accuracy on fresh examples."""
+    pictures = output.parent / "judge" if family.clips else output
+    if (pictures / "judge.safetensors").exists():
+        judge = load_judge(pictures)
+    else:
+        judge = train_judge(work_dir, vae)
+        save_judge(judge, pictures)
+    if not family.clips:
+        return judge, judge_accuracy(judge)
+    clip_judge = train_clip_judge(work_dir, vae, judge)
+    save_judge(clip_judge, output)
+    return clip_judge, clip_judge_accuracy(clip_judge)
+
+
+def _save_beside_documents(pipeline: DiffusionPipeline, output: Path) -> None:
     documents = {
-        path.name: path.read_bytes()
-        for path in output.glob("*")
-        if path.suffix in (".md", ".png", ".svg")
+        path.name: path.read_bytes() for path in output.glob("*") if path.suffix in DOCUMENTS
     }
 
     def write(fresh: Path) -> None:

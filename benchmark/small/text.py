@@ -1,58 +1,108 @@
-"""Gives the text encoders a first grasp of the prompts before the transformer's training."""
+"""The small text encoders, and their first grasp of the prompts before the whole training."""
 
 import logging
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers import FluxPipeline
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from benchmark.small.flux import POOLED_WIDTH, TEXT_WIDTH, tokenise_labels
-from benchmark.small.scenes import CHOICES, sample_labels
-from benchmark.small.splits import held_back_labels
+from benchmark.small.scenes import CHOICES
 
 logger = logging.getLogger(__name__)
 
+TEXT_WIDTH = 64
 
-def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the concatenated heads [..., sum(CHOICES)], absent objects left out."""
-    losses = [
-        F.cross_entropy(head.flatten(0, -2), column.flatten(), ignore_index=-1)
-        for head, column in zip(logits.split(CHOICES, dim=-1), labels.unbind(-1), strict=True)
-    ]
+
+def build_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """An untrained T5 encoder of 2 layers and width 64 for the tokenizer's vocabulary."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=TEXT_WIDTH,
+            d_kv=16,
+            d_ff=4 * TEXT_WIDTH,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def tokenise_t5(tokenizer: T5Tokenizer, prompts: Sequence[str]) -> torch.Tensor:
+    """T5 token ids [N, `model_max_length`], padded as the pipelines pad them."""
+    options = {"padding": "max_length", "max_length": tokenizer.model_max_length}
+    tokens = tokenizer(list(prompts), truncation=True, return_tensors="pt", **options)
+    return tokens.input_ids
+
+
+def encode_masked(
+    text_encoder: T5EncoderModel, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States [N, L, 64] of token ids [N, L], and the mask [N, L] that leaves the padding out."""
+    mask = (ids != text_encoder.config.pad_token_id).long()
+    return text_encoder(ids, attention_mask=mask)[0], mask
+
+
+def label_loss(
+    logits: torch.Tensor, labels: torch.Tensor, choices: Sequence[int] = CHOICES
+) -> torch.Tensor:
+    """Cross-entropy of the concatenated heads [..., sum(choices)], labels of -1 left out."""
+    losses = []
+    for head, column in zip(logits.split(choices, dim=-1), labels.unbind(-1), strict=True):
+        total = F.cross_entropy(
+            head.flatten(0, -2), column.flatten(), ignore_index=-1, reduction="sum"
+        )
+        losses.append(total / (column >= 0).sum().clamp(min=1))
     return torch.stack(losses).sum()
 
 
 def warm_up_text_encoders(
-    pipeline: FluxPipeline, steps: int = 400, batch_size: int = 128, seed: int = 1
+    encoders: nn.ModuleList,
+    encode: Callable[..., Sequence[torch.Tensor]],
+    ids: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    choices: Sequence[int] = CHOICES,
+    steps: int = 400,
+    batch_size: int = 128,
+    seed: int = 1,
 ) -> float:
-    """Trains both text encoders so that linear heads read the scene from their outputs.
+    """Trains text encoders so that linear heads read the labels from their outputs.
 
-    The heads read the pooled vector and every token of the sequence, and are thrown away. The
-    encoders go on learning with the transformer, which profits from a readable start.
+    The heads are thrown away. The encoders go on learning with the transformer, which profits
+    from a readable start.
+
+    Args:
+        encoders: what is trained.
+        encode: token ids of a batch, one tensor for each of `ids` -> outputs [B, .., width].
+        ids: token ids of the prompts, each [N, L].
+        labels: label rows [N, columns].
+        choices: how many values each column has.
+        steps, batch_size, seed: of this training.
 
     Returns:
         The last step's loss.
     """
-    device = pipeline.transformer.device
+    device = next(encoders.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    heads = nn.ModuleList(
-        [nn.Linear(POOLED_WIDTH, sum(CHOICES)), nn.Linear(TEXT_WIDTH, sum(CHOICES))]
-    )
-    modules = nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2, heads.to(device)])
+    with torch.no_grad():
+        widths = [output.shape[-1] for output in encode(*(part[:1].to(device) for part in ids))]
+    heads = nn.ModuleList([nn.Linear(width, sum(choices)) for width in widths]).to(device)
+    modules = nn.ModuleList([encoders, heads])
     optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    held_back = held_back_labels()
-    labels = sample_labels(8192, generator, exclude=held_back)
-    clip_ids, t5_ids = tokenise_labels(pipeline, labels)
     for _ in tqdm(range(steps), desc="text encoders"):
         chosen = torch.randint(len(labels), (batch_size,), generator=generator)
         target = labels[chosen].to(device)
-        pooled = pipeline.text_encoder(clip_ids[chosen].to(device)).pooler_output
-        sequence = pipeline.text_encoder_2(t5_ids[chosen].to(device))[0]
-        every_token = target.unsqueeze(1).expand(-1, sequence.shape[1], -1)
-        loss = label_loss(heads[0](pooled), target) + label_loss(heads[1](sequence), every_token)
+        outputs = encode(*(part[chosen].to(device) for part in ids))
+        loss = sum(
+            label_loss(head(output), _for_every_token(target, output), choices)
+            for head, output in zip(heads, outputs, strict=True)
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -60,3 +110,10 @@ def warm_up_text_encoders(
         schedule.step()
     logger.info("text encoders: loss %.4f after %d steps", loss.item(), steps)
     return loss.item()
+
+
+def _for_every_token(labels: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Label rows [B, columns] for outputs [B, width], or [B, L, columns] for [B, L, width]."""
+    if output.ndim == 2:
+        return labels
+    return labels.unsqueeze(1).expand(-1, output.shape[1], -1)

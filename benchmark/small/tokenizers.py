@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -33,10 +34,12 @@ def build_clip_tokenizer() -> CLIPTokenizer:
     )
 
 
-def build_t5_tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer of `WORDS`, with single characters for everything else."""
+def build_t5_tokenizer(
+    words: Sequence[str] = WORDS, model_max_length: int = MAX_LENGTH
+) -> T5Tokenizer:
+    """A unigram tokenizer of `words`, with single characters for everything else."""
     characters = string.ascii_letters + string.digits + string.punctuation
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    vocabulary += [("▁" + word, -1.0) for word in WORDS]
+    vocabulary += [("▁" + word, -1.0) for word in words]
     vocabulary += [(character, -10.0) for character in characters]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=MAX_LENGTH)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=model_max_length)

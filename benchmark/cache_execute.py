@@ -111,5 +111,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("XDIT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("LOG_LEVEL", "error")  # of xfuser
     sys.exit(main())

@@ -45,7 +45,7 @@ def run_group(world_size, directory):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
-        "XDIT_LOGGING_LEVEL": "ERROR",
+        "LOG_LEVEL": "error",
     }
     processes, logs = [], []
     try:

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 README = Path(__file__).parent / "README.md"
 
 BENCHMARK = ["torchmetrics>=1.4", "matplotlib>=3.8", "rich>=13"]
-TEST = [*BENCHMARK, "pytest>=8", "pytest-timeout>=2.3"]
+# scipy is for diffusers' LMSDiscreteScheduler.
+TEST = [*BENCHMARK, "pytest>=8", "pytest-timeout>=2.3", "scipy>=1.11"]
 
 setup(
     name="xfuser_adacorr",

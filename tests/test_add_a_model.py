@@ -100,7 +100,8 @@ def test_methods_hit_and_disabling_restores_the_model(name):
     enable_cache(model, loose(name), scheduler=sampler.scheduler)
     x = sampler.run(STEPS)
     summary = cache_summary(model)
-    assert summary.reused_steps >= STEPS - 3 and summary.compute_fraction < 0.7
+    forced = 4 if name.startswith("Ada") else 3  # Ada: two calls at both ends
+    assert summary.reused_steps >= STEPS - forced and summary.compute_fraction < 0.7
     assert x.isfinite().all() and not torch.equal(x, plain)
     disable_cache(model)
     assert type(model) is CogVideoXTransformer3DModel

@@ -58,6 +58,6 @@ DIT = register_family(
         followed=leading_channels,
         modulated_input=modulated_input,
         select_tokens=select_hidden_states,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05},
+        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0},
     )
 )

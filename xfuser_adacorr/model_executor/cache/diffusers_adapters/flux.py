@@ -56,6 +56,6 @@ FLUX = register_family(
         modulated_input=modulated_input,
         select_tokens=select_tokens,
         published_polynomial=published_polynomial,
-        thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05},
+        thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0},
     )
 )

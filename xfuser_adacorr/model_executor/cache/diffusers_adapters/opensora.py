@@ -102,7 +102,7 @@ OPENSORA = register_family(
         followed=leading_channels,
         modulated_input=modulated_input,
         published_polynomial=published_polynomial,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05},
+        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0},
         num_frames=lambda arguments: arguments["num_frames"],
     )
 )

@@ -51,6 +51,6 @@ PIXART = register_family(
         followed=leading_channels,
         modulated_input=modulated_input,
         select_tokens=select_hidden_states,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05},
+        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0},
     )
 )

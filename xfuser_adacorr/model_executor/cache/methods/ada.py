@@ -69,7 +69,9 @@ class Ada(BaseMethod):
     ) -> None:
         self.family = family
         self.signal_only = signal_only
-        self.scale = 1.0 if config.rel_l1_thresh is None else config.rel_l1_thresh
+        self.scale = config.rel_l1_thresh
+        if self.scale is None:
+            self.scale = family.thresholds.get("Ada", 1.0)
         self.num_steps = config.num_steps
         self.moreg = config.moreg
         self.moreg_divisor = config.moreg_divisor

@@ -265,6 +265,24 @@ def test_the_loss_reaches_all_that_is_trained(name, vae, tmp_path):
     assert torch.isfinite(loss)
 
 
+def test_open_sora_learns_from_clips_and_from_as_many_single_frames():
+    from benchmark.small.opensora import ClipExamples
+
+    frame_numbers = torch.arange(16.0).view(1, 1, 16, 1, 1).expand(3, 8, 16, 16, 16)
+    examples = ClipExamples(latents=frame_numbers.half(), ids=torch.zeros(2, 3, 16).long())
+    seen = {1: [], 16: []}
+    for seed in range(20):
+        batch = examples.batch(2, 0.0, torch.Generator().manual_seed(seed), "cpu")
+        count, _, frames = batch.noisy.shape[:3]
+        assert count * frames == 32 and len(batch.ids) == len(batch.timesteps) == count
+        sigma = batch.timesteps.view(-1, 1, 1, 1, 1) / 1000
+        clean = (batch.noisy + sigma * batch.velocity)[:, 0, :, 0, 0].round()
+        seen[frames] += clean.tolist()
+    forwards = [float(number) for number in range(16)]
+    assert {tuple(clip) for clip in seen[16]} == {tuple(forwards), tuple(forwards[::-1])}
+    assert {frame for (frame,) in seen[1]} == set(forwards)
+
+
 def test_columns_without_any_label_add_nothing_to_the_loss():
     logits = torch.randn(4, 5)
     labels = torch.tensor([[1, -1], [0, -1], [1, -1], [0, -1]])

@@ -31,11 +31,14 @@ from xfuser_adacorr.models import (
     RectifiedFlowScheduler,
     STDiT3Transformer3DModel,
 )
+from xfuser_adacorr.models.stdit3 import VIDEO_FPS
 
 TEXT_TOKENS = 16
 SIZE = 64
 DWELL_ABOVE = 0.7
 """Sixteen frames tell more of a shape than one: it is decided at higher noise than in a picture."""
+PICTURE_SHARE = 0.5
+"""Share of the batches that are single frames: as many tokens show sixteen times the scenes."""
 
 
 def build_transformer(latent_channels: int = 8) -> STDiT3Transformer3DModel:
@@ -83,10 +86,10 @@ class Batch:
     """One step's tensors."""
 
     noisy: torch.Tensor
-    """x_sigma = (1 - sigma) x_0 + sigma noise, [B, C, 16, 16, 16] (channels, frames, H, W)."""
+    """x_sigma = (1 - sigma) x_0 + sigma noise, [B, C, T, 16, 16] (channels, frames, H, W)."""
 
     velocity: torch.Tensor
-    """The target, x_0 - noise, [B, C, 16, 16, 16]."""
+    """The target, x_0 - noise, [B, C, T, 16, 16]."""
 
     timesteps: torch.Tensor
     """1000 sigma, float32 [B]."""
@@ -111,17 +114,25 @@ class ClipExamples:
     def batch(
         self, size: int, empty_share: float, generator: torch.Generator, device: str
     ) -> Batch:
-        """Draws clips, half of them backwards, noise and noise levels.
+        """Draws clips, half of them backwards, or 16 times as many frames, and noise.
 
         `empty_share` of the texts become the null text.
         """
+        pictures = torch.rand((), generator=generator) < PICTURE_SHARE
+        if pictures:
+            size *= FRAMES
         chosen = torch.randint(len(self.latents), (size,), generator=generator)
         backwards = torch.randint(2, (size,), generator=generator)
         dropped = torch.rand(size, generator=generator) < empty_share
         clean = self.latents[chosen].float()
-        clean = torch.where(backwards.view(-1, 1, 1, 1, 1) == 1, clean.flip(2), clean)
+        if pictures:
+            frames = torch.randint(FRAMES, (size,), generator=generator)
+            clean = clean[torch.arange(size), :, frames].unsqueeze(2)
+            sigma = sample_sigmas(size, generator)
+        else:
+            clean = torch.where(backwards.view(-1, 1, 1, 1, 1) == 1, clean.flip(2), clean)
+            sigma = sample_sigmas(size, generator, DWELL_ABOVE)
         noise = torch.randn(clean.shape, generator=generator)
-        sigma = sample_sigmas(size, generator, DWELL_ABOVE)
         return Batch(
             noisy=torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1)).to(device),
             velocity=(clean - noise).to(device),
@@ -167,6 +178,7 @@ def loss(model: nn.ModuleDict, batch: Batch) -> torch.Tensor:
         timestep=batch.timesteps,
         encoder_hidden_states=torch.where(batch.dropped.view(-1, 1, 1), null_text, states),
         encoder_attention_mask=mask,
+        fps=VIDEO_FPS,
         height=SIZE,
         width=SIZE,
         return_dict=False,

@@ -107,12 +107,12 @@ def train(
 
 
 def compile_blocks(transformer: ModelMixin) -> None:
-    """Compiles the transformer's blocks, which share their compiled code."""
+    """Compiles the transformer's blocks, which share their compiled code, for each shape."""
     if transformer._repeated_blocks:
-        transformer.compile_repeated_blocks()
+        transformer.compile_repeated_blocks(dynamic=False)
         return
     for block in transformer.transformer_blocks:
-        block.compile()
+        block.compile(dynamic=False)
 
 
 def loss_log(family: SmallFamily, work_dir: Path) -> Path:

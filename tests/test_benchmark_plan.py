@@ -3,7 +3,7 @@
 import pytest
 
 from benchmark import plan, sweep
-from benchmark.schedulers import DPM_SOLVER, EULER
+from benchmark.families import DPM_SOLVER, EULER
 from benchmark.settings import METHOD_NAMES, ROOT, UNCACHED
 from xfuser_adacorr import METHODS, CacheConfig, load_family_config
 
@@ -75,7 +75,7 @@ def test_a_sweep_covers_every_method_and_both_solvers_at_any_step_count():
 
 def test_a_sweep_varies_the_listed_knob_alone():
     lists = {28: {"Fb": [{"rel_l1_thresh": 0.1}, {"rel_l1_thresh": 0.2}]}}
-    rows = sweep.sweep_rows(["Fb"], [28], DOCUMENTED, {}, lists)
+    rows = sweep.sweep_rows(["Fb"], [28], DOCUMENTED, {}, sweeps=lists)
     assert [row.config.rel_l1_thresh for row in rows if row.config] == [0.1, 0.2]
 
 

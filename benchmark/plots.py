@@ -101,7 +101,8 @@ def plot_quality(path: Path, results: Sequence[Result], *, quantity: str, title:
             )
         axis.set(xlabel="compute fraction", ylabel=f"{title} (dB)", title=f"{steps} steps")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
     _save(figure, path)
 
 

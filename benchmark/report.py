@@ -194,7 +194,8 @@ def _method(document: Mapping[str, Any]) -> str:
             f"Latency: the whole pipeline call for one {'clip' if frames else 'picture'}, batch 1; "
             f"median (minimum-maximum) of {settings['repetitions']} rounds over all rows in turn "
             f"with {timed} prompts each, after {settings['warmup']} untimed rounds. "
-            f"Speedup: quotient of the medians of the same run. Cache: most bytes of tensors held at once."
+            "Speedup: quotient of the medians of the same run. Cache: most bytes of tensors held "
+            "at once."
         )
     machine = ", ".join(f"{name} {value}" for name, value in env.items())
     return "\n".join(f"- {line}" for line in [*lines, f"Environment: {machine}."]) + "\n"

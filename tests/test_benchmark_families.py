@@ -171,7 +171,10 @@ def test_a_class_name_that_the_pipeline_does_not_know_is_named(command, tmp_path
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"test": [{"class_label": "red cat", "seed": 1}] * 2}))
     assert command("dit", "--prompts", prompts) == 2
-    assert "unknown class_label 'red cat'; accepted: red circle" in capsys.readouterr().err
+    assert (
+        "unknown class_label 'red cat'; accepted: blue circle, blue cross"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -177,12 +177,15 @@ def test_the_ode_of_dit_is_solved_from_where_the_uncached_run_starts():
 def test_the_ode_of_pixart_is_solved_from_the_last_training_timestep():
     ode = FAMILIES["pixart"].ode
     assert error_of_noise_solver(dpm_solver(), ode.steps, 999) < 1e-3
+
+
+def test_unipc_solves_the_ode_of_pixart():
     unipc = make_scheduler(UNIPC, dpm_solver(), 20)
-    assert error_of_noise_solver(unipc, 20, 999) < 0.02
+    assert error_of_noise_solver(unipc, FAMILIES["pixart"].ode.steps, 999) < 2e-3
 
 
 def test_the_ode_of_opensora_is_solved_on_the_uncached_runs_noise_levels():
     ode = FAMILIES["opensora"].ode
     converged = error_of_flow_solver(make_scheduler(ode.solver, rectified_flow(), 30), ode.steps)
-    assert converged < 1e-3
+    assert converged < 2e-3
     assert converged < 0.1 * error_of_flow_solver(rectified_flow(), 30)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ def execute(settings: Settings, console: Console) -> None:
 def lead(settings: Settings, console: Console, engine_config: Any) -> None:
     """Plan, make, score and report; the only rank that logs and writes."""
     # Imported late: --help and mistakes on the command line answer at once.
+    from benchmark.families import FAMILIES
     from benchmark.loading import fingerprint, load_documented, load_prompts
     from benchmark.plan import comparison_rows, gamma_lambda_rows, same_compute_rows
     from benchmark.report import gather, write_results
-    from benchmark.runner import ODE, Workbench, measure_latencies, run_rows, threads
+    from benchmark.runner import Workbench, measure_latencies, run_rows, threads
     from benchmark.store import Store
     from benchmark.sweep import sweep_rows
+    from benchmark.sweeps import SWEEPS
 
     store = Store(settings.output_dir)
     store.check(settings.resume)
@@ -46,15 +49,17 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
     load_prompts(settings)
     make_rows = {
         "comparison": comparison_rows,
-        "sweep": sweep_rows,
+        "sweep": partial(sweep_rows, sweeps=SWEEPS[settings.model_type]),
         "gamma_lambda": gamma_lambda_rows,
     }[settings.mode]
+    solvers = FAMILIES[settings.model_type].solvers
     try:
         rows = make_rows(
             settings.cache_methods,
             settings.num_inference_steps,
             documented,
             settings.cache_options,
+            solvers,
         )
     except (TypeError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
@@ -62,12 +67,12 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
     console.print(f"Loading {settings.model}")
     bench = Workbench(settings, engine_config)
     store.open(_identity(settings, fingerprint, threads(settings)), settings.resume)
-    run_rows(bench, [ODE, *rows] if settings.ode_reference else rows)
+    run_rows(bench, [*bench.ode_rows(), *rows])
     seconds = None
     if settings.mode == "comparison":
         fractions = {row.key: store.row(row.key)["compute_fraction"] for row in rows}
         rows = sorted(
-            rows + same_compute_rows(rows, fractions),
+            rows + same_compute_rows(rows, fractions, solvers),
             key=lambda row: settings.num_inference_steps.index(row.reference_steps),
         )
         run_rows(bench, rows)

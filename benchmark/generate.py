@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmark.families import FAMILIES
-from benchmark.loading import picture_shape
+from benchmark.loading import entry_text, picture_shape
 from benchmark.parallel import (
     gathered,
     get_scheduler,
@@ -32,7 +32,7 @@ class Generated:
     """A row's pictures and what they cost; one summary per picture if the row has a cache."""
 
     pictures: Tensor
-    """float32 [N, 3, H, W] in [0, 1]."""
+    """float32 [N, 3, H, W] in [0, 1], or clips [N, F, 3, H, W]."""
     summaries: list[Any] = field(default_factory=list)
 
 
@@ -41,7 +41,7 @@ def prepared(pipe: Any, row: Row) -> Iterator[None]:
     """The pipeline with the row's solver and cache; afterwards it is as it was."""
     tell("prepare", row)
     own = get_scheduler(pipe)
-    set_scheduler(pipe, make_scheduler(row.solver, own))
+    set_scheduler(pipe, make_scheduler(row.solver, own, row.reference_steps))
     try:
         if row.config is not None:
             enable_cache(pipe, row.config)
@@ -57,24 +57,18 @@ def prepared(pipe: Any, row: Row) -> Iterator[None]:
 
 @torch.no_grad()
 def make_picture(pipe: Any, settings: Settings, entry: dict[str, Any], steps: int) -> Tensor | None:
-    """One picture, float32 [3, H, W] in [0, 1] on the CPU; the noise is seeded on the CPU.
+    """One picture, float32 [3, H, W] in [0, 1] on the CPU, or clip [F, 3, H, W].
 
-    None on a rank whose pipeline leaves the picture to another.
+    The noise is seeded on the CPU. None on a rank whose pipeline leaves the picture to another.
     """
-    height, width = picture_shape(settings, pipe)
-    options = FAMILIES[settings.model_type].call_options(pipe)
-    if settings.true_cfg_scale > 1:
-        options |= {"negative_prompt": "", "true_cfg_scale": settings.true_cfg_scale}
+    family = FAMILIES[settings.model_type]
     output = pipe(
-        prompt=entry["prompt"],
-        height=height,
-        width=width,
+        **family.call(pipe, settings, entry_text(entry), picture_shape(settings, pipe)),
         num_inference_steps=steps,
         generator=torch.Generator("cpu").manual_seed(entry["seed"]),
         output_type="pt",
-        **options,
     )
-    return None if output is None else output.images[0].float().cpu()
+    return None if output is None else family.output(output).float().cpu()
 
 
 def make_group(

@@ -4,14 +4,17 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+import yaml
 
 from benchmark.families import FAMILIES
+from benchmark.schedulers import own_solver, schedulers_of
 from benchmark.settings import BenchmarkError, Settings
 from xfuser_adacorr import CacheConfig, load_family_config
 
@@ -22,9 +25,11 @@ def load_pipeline(settings: Settings) -> Any:
     """The pipeline on its device, without progress bars.
 
     Raises:
-        BenchmarkError: no such directory, not a pipeline of the family, corrupt, or out of reach.
+        BenchmarkError: no such directory, not a pipeline of the family, corrupt, or out of reach,
+            or with a scheduler that the family's rows do not know.
     """
-    wanted = FAMILIES[settings.model_type].pipeline_class
+    family = FAMILIES[settings.model_type]
+    wanted = family.class_name
     path = Path(settings.model).expanduser()
     if path.is_dir():
         source, local = str(path), True
@@ -38,11 +43,16 @@ def load_pipeline(settings: Settings) -> Any:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipe = getattr(diffusers, wanted).from_pretrained(
+        pipe = family.load_class().from_pretrained(
             source, dtype=getattr(torch, settings.dtype), local_files_only=local
         )
     except Exception as error:
         raise BenchmarkError(_load_failure(source, local, wanted, error)) from error
+    if own_solver(pipe.scheduler) != family.solvers[0]:
+        raise BenchmarkError(
+            f"--model: {source} samples with {type(pipe.scheduler).__name__}; accepted for "
+            f"{settings.model_type}: {' or '.join(schedulers_of(family.solvers[0]))}"
+        )
     try:
         pipe.to(default_device(settings))
     except (RuntimeError, AssertionError) as error:
@@ -90,15 +100,16 @@ def picture_shape(settings: Settings, pipe: Any) -> tuple[int, int]:
 
 
 def load_prompts(settings: Settings) -> list[dict[str, Any]]:
-    """The entries ``{"prompt", "seed"}`` of the chosen split.
+    """The entries ``{"prompt", "seed"}`` of the chosen split, or ``{"class_label", "seed"}``.
 
     Raises:
         BenchmarkError: the file is missing or malformed, or has too few prompts.
     """
+    text = FAMILIES[settings.model_type].text
     try:
         content = json.loads(Path(settings.prompts).read_text())
         entries = [
-            {"prompt": str(entry["prompt"]), "seed": int(entry["seed"])}
+            {text: str(entry[text]), "seed": int(entry["seed"])}
             for entry in content[settings.split]
         ]
     except FileNotFoundError:
@@ -106,7 +117,7 @@ def load_prompts(settings: Settings) -> list[dict[str, Any]]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BenchmarkError(
             f"--prompts: {settings.prompts} must map {settings.split!r} to a list of "
-            f'{{"prompt": text, "seed": number}} ({type(error).__name__}: {first_line(error)})'
+            f'{{"{text}": text, "seed": number}} ({type(error).__name__}: {first_line(error)})'
         ) from error
     wanted = settings.num_prompts or len(entries)
     if not entries or wanted > len(entries):
@@ -116,12 +127,40 @@ def load_prompts(settings: Settings) -> list[dict[str, Any]]:
     return entries[:wanted]
 
 
+def entry_text(entry: Mapping[str, Any]) -> str:
+    """The prompt or class name of an entry."""
+    (text,) = (value for name, value in entry.items() if name != "seed")
+    return text
+
+
+def check_texts(settings: Settings, pipe: Any, entries: Sequence[Mapping[str, Any]]) -> None:
+    """`BenchmarkError` for a text that the pipeline cannot be called with."""
+    call, shape = FAMILIES[settings.model_type].call, picture_shape(settings, pipe)
+    for entry in entries:
+        try:
+            call(pipe, settings, entry_text(entry), shape)
+        except ValueError as error:
+            raise BenchmarkError(f"--prompts: {settings.prompts}: {error}") from error
+
+
 def load_documented(settings: Settings) -> dict[str, CacheConfig]:
-    """Each method's options as the configuration file documents them."""
+    """Each method's options as the configuration file documents them.
+
+    Raises:
+        BenchmarkError: the file cannot be read, or is another family's.
+    """
     try:
-        return load_family_config(settings.config)
+        documented = load_family_config(settings.config)
     except (OSError, TypeError, ValueError) as error:
         raise BenchmarkError(f"--config: {' '.join(str(error).split())}") from error
+    family = yaml.safe_load(Path(settings.config).read_text()).get("family", settings.model_type)
+    if family != settings.model_type:
+        raise BenchmarkError(
+            f"--config: {settings.config} is for the family {family!r}, but --model_type is "
+            f"{settings.model_type!r}; accepted: a file of that family, as "
+            f"configs/{settings.model_type}.yaml"
+        )
+    return documented
 
 
 def fingerprint(*directories: Path) -> str:

@@ -13,8 +13,10 @@ PSNR_CAP_DB = 100.0
 """PSNR of identical pictures, and the most that is reported for any."""
 
 
-def psnr_db(pictures: Tensor, reference: Tensor) -> list[float]:
-    """Peak signal-to-noise ratio of each picture in dB, ``10 log10(1 / MSE)``, at most 100 dB.
+def psnr_db(pictures: Tensor, reference: Tensor, data_range: float = 1.0) -> list[float]:
+    """Peak signal-to-noise ratio of each picture in dB, at most 100 dB.
+
+    ``10 log10(data_range^2 / MSE)``, the mean being over all but the first dimension.
 
     Raises:
         TypeError: integer pictures, whose differences would wrap around.
@@ -26,10 +28,9 @@ def psnr_db(pictures: Tensor, reference: Tensor) -> list[float]:
         )
     if pictures.shape != reference.shape:
         raise ValueError(f"pictures differ in shape: {pictures.shape} and {reference.shape}")
-    errors = (pictures.double() - reference.double()).square().mean(dim=(1, 2, 3))
-    return [
-        min(PSNR_CAP_DB, -10 * math.log10(e)) if e > 0 else PSNR_CAP_DB for e in errors.tolist()
-    ]
+    errors = (pictures.double() - reference.double()).square().flatten(1).mean(dim=1)
+    shares = (errors / data_range**2).tolist()
+    return [min(PSNR_CAP_DB, -10 * math.log10(e)) if e > 0 else PSNR_CAP_DB for e in shares]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmark.schedulers import DPM_SOLVER, EULER
+from benchmark.families import DPM_SOLVER, EULER, Ode
 from benchmark.settings import CORRECTED, UNCACHED
 from xfuser_adacorr import CacheConfig
+
+SOLVERS = (EULER, DPM_SOLVER)
+"""FLUX's: its own, and another."""
+ODE = "ODE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +35,10 @@ class Row:
         return self.name == UNCACHED
 
     @property
+    def is_ode(self) -> bool:
+        return self.name == ODE
+
+    @property
     def key(self) -> str:
         """A file name that is the same for the same row in any run."""
         content = json.dumps(self.to_dict(), sort_keys=True)
@@ -48,12 +56,24 @@ class Row:
         }
 
 
-def uncached_row(steps: int) -> Row:
-    return Row(name=UNCACHED, reference_steps=steps, num_inference_steps=steps)
+def uncached_row(steps: int, solver: str = EULER) -> Row:
+    return Row(name=UNCACHED, reference_steps=steps, num_inference_steps=steps, solver=solver)
 
 
-def cached_row(name: str, steps: int, config: CacheConfig) -> Row:
-    return Row(name=name, reference_steps=steps, num_inference_steps=steps, config=config)
+def cached_row(name: str, steps: int, config: CacheConfig, solver: str = EULER) -> Row:
+    return Row(
+        name=name, reference_steps=steps, num_inference_steps=steps, solver=solver, config=config
+    )
+
+
+def ode_row(steps: int, ode: Ode) -> Row:
+    """The ODE that the uncached run of so many steps approximates."""
+    return Row(
+        name=ODE,
+        reference_steps=steps if ode.per_step_count else ode.steps,
+        num_inference_steps=ode.steps,
+        solver=ode.solver,
+    )
 
 
 def fewer_steps_row(solver: str, reference_steps: int, steps: int) -> Row:
@@ -93,31 +113,37 @@ def comparison_rows(
     step_counts: Sequence[int],
     documented: Mapping[str, CacheConfig],
     options: Mapping[str, Any],
+    solvers: Sequence[str] = SOLVERS,
 ) -> list[Row]:
     """The uncached row of every step count (always), and each method."""
-    rows = []
+    own, rows = solvers[0], []
     for steps in step_counts:
-        rows.append(uncached_row(steps))
+        rows.append(uncached_row(steps, own))
         rows += [
-            cached_row(name, steps, method_config(name, documented, options))
+            cached_row(name, steps, method_config(name, documented, options), own)
             for name in methods
             if name != UNCACHED
         ]
     return rows
 
 
-def same_compute_rows(rows: Sequence[Row], compute_fractions: Mapping[str, float]) -> list[Row]:
+def same_compute_rows(
+    rows: Sequence[Row],
+    compute_fractions: Mapping[str, float],
+    solvers: Sequence[str] = SOLVERS,
+) -> list[Row]:
     """For each cached row the two solvers at the nearest number of steps, without repetitions.
 
     Args:
         rows: rows that were run.
         compute_fractions: of each row, by its key.
+        solvers: their names.
     """
     wanted: dict[Row, None] = {}
     for steps in dict.fromkeys(row.reference_steps for row in rows):
         cached = [row for row in rows if row.reference_steps == steps and row.config]
         fewer = {_nearest_steps(compute_fractions[row.key], steps) for row in cached}
-        for solver in (EULER, DPM_SOLVER):
+        for solver in solvers:
             for count in sorted(fewer - {steps}):
                 wanted[fewer_steps_row(solver, steps, count)] = None
     return list(wanted)
@@ -132,17 +158,18 @@ def gamma_lambda_rows(
     step_counts: Sequence[int],
     documented: Mapping[str, CacheConfig],
     options: Mapping[str, Any],
+    solvers: Sequence[str] = SOLVERS,
     values: Sequence[float] = (0.5, 1.0, 2.0),
 ) -> list[Row]:
     """Every corrected method listed (``Auto`` if there is none) over gamma and lambda."""
     corrected = [m for m in methods if m == "Auto" or m.endswith(CORRECTED)] or ["Auto"]
-    rows = []
+    own, rows = solvers[0], []
     for steps in step_counts:
-        rows.append(uncached_row(steps))
+        rows.append(uncached_row(steps, own))
         for name in corrected:
             base = method_config(name, documented, options)
             rows += [
-                cached_row(name, steps, replace(base, adacorr_gamma=g, adacorr_lambda=k))
+                cached_row(name, steps, replace(base, adacorr_gamma=g, adacorr_lambda=k), own)
                 for g in values
                 for k in values
             ]

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageSequence
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from benchmark.loading import entry_text
 from benchmark.settings import CORRECTED, UNCACHED
 from benchmark.sweep import curve_values
 from benchmark.tables import by_steps, label
@@ -29,23 +31,36 @@ def _save(figure: Any, path: Path) -> None:
 def plot_grid(path: Path, rows: Sequence[tuple[str, Path]], prompts: Sequence[str]) -> None:
     """Pictures of the first prompts: one line a method, one column a prompt.
 
+    Of an animated file the first, the middle and the last frame are shown side by side.
+
     Args:
         path: where to write.
         rows: label and folder with ``000.png`` ... of every method.
         prompts: one a column, at most `GRID_COLUMNS` are drawn.
     """
-    columns = min(len(prompts), GRID_COLUMNS)
-    size = (1.25 * columns + 2, 1.3 * len(rows) + 0.6)
+    shown = [[still(folder / f"{i:03d}.png") for i in range(len(prompts))] for _, folder in rows]
+    shape = shown[0][0].shape
+    columns = min(len(prompts), max(1, GRID_COLUMNS * shape[0] // shape[1]))
+    size = (1.25 * columns * shape[1] / shape[0] + 2, 1.3 * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
-    for line, (text, folder) in zip(axes, rows, strict=True):
-        for index, axis in enumerate(line):
-            axis.imshow(Image.open(folder / f"{index:03d}.png"), interpolation="nearest")
+    for line, stills, (text, _) in zip(axes, shown, rows, strict=True):
+        for axis, picture in zip(line, stills, strict=False):
+            axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
     for axis, prompt in zip(axes[0], prompts, strict=False):
         axis.set_title(_wrap(prompt), fontsize=5)
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
     _save(figure, path)
+
+
+def still(path: Path) -> np.ndarray:
+    """A picture [H, W, 3], or three frames of an animated one side by side [H, 3 W, 3]."""
+    with Image.open(path) as image:
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    if len(frames) > 1:
+        frames = [frames[0], frames[len(frames) // 2], frames[-1]]
+    return np.concatenate(frames, axis=1)
 
 
 def _wrap(text: str, width: int = 22) -> str:
@@ -86,7 +101,8 @@ def plot_quality(path: Path, results: Sequence[Result], *, quantity: str, title:
             )
         axis.set(xlabel="compute fraction", ylabel=f"{title} (dB)", title=f"{steps} steps")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
     _save(figure, path)
 
 
@@ -132,7 +148,7 @@ def plot_trace(path: Path, trace_file: Path, title: str) -> None:
 def draw_comparison(store: Any, document: Mapping[str, Any]) -> dict[str, str]:
     """All figures of a comparison; name -> path relative to the report."""
     results, folder = document["results"], store.directory
-    prompts = [entry["prompt"] for entry in document["prompts"]]
+    prompts = [entry_text(entry) for entry in document["prompts"]]
     figures = {}
     for steps, rows in by_steps(results):
         pictures = [(label(row), folder / "pictures" / row["key"]) for row in rows]

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from benchmark.families import FAMILIES
 from benchmark.loading import default_device
 from benchmark.metrics import PSNR_CAP_DB
-from benchmark.plan import Row, uncached_row
+from benchmark.plan import Row
 from benchmark.plots import draw_comparison, draw_quality
-from benchmark.runner import ODE, TIMED_PROMPTS, Workbench, latency_fields, threads
+from benchmark.runner import TIMED_PROMPTS, Workbench, latency_fields, threads
 from benchmark.scoring import describe_distance
 from benchmark.store import Store, write_json, write_text
 from benchmark.sweep import interpolated_table
@@ -24,6 +25,7 @@ from benchmark.tables import (
     sweep_tables,
     verdict_tables,
 )
+from benchmark.video_metrics import DIFFERENCE_RANGE
 from xfuser_adacorr import __version__
 
 
@@ -62,7 +64,7 @@ def gather(
         result = {"key": row.key, **bench.store.row(row.key)}
         timing: dict[str, Any] = {"latency_s": None, "fps": None, "speedup": None}
         if seconds is not None:
-            uncached = seconds[uncached_row(row.reference_steps).key]
+            uncached = seconds[bench.uncached_row(row.reference_steps).key]
             timing = latency_fields(seconds[row.key], uncached)
         results.append({**result, **timing})
     height, width = bench.shape
@@ -70,7 +72,7 @@ def gather(
         "schema": 1,
         "environment": environment(bench),
         "settings": {**bench.settings.to_dict(), "height": height, "width": width},
-        "fid": describe_distance(bench.settings, bench.scorer.judge is not None),
+        "fid": describe_distance(bench.settings, bench.scorer),
         "prompts": bench.entries,
         "results": results,
     }
@@ -132,14 +134,20 @@ def _introduction(document: Mapping[str, Any]) -> str:
     shipped = (
         Path(settings["model"]).name if Path(settings["model"]).is_dir() else settings["model"]
     )
-    count = len(document["prompts"])
+    count, frames = len(document["prompts"]), settings["num_frames"]
     return (
         f"Model `{shipped}` ({settings['model_type']}), {settings['width']}x{settings['height']} "
-        f"pixels, {count} prompt{'s' if count > 1 else ''} of the {settings['split']} split with "
+        f"pixels, {f'{frames} frames, ' if frames else ''}{count} prompt"
+        f"{'s' if count > 1 else ''} of the {settings['split']} split with "
         f"one seed each, {settings['dtype']}"
         + (
             f", true CFG scale {settings['true_cfg_scale']:g}"
             if settings["true_cfg_scale"] > 1
+            else ""
+        )
+        + (
+            f", guidance scale {settings['guidance_scale']:g} in a doubled batch"
+            if (settings["guidance_scale"] or 1) > 1
             else ""
         )
         + ".\n"
@@ -148,31 +156,46 @@ def _introduction(document: Mapping[str, Any]) -> str:
 
 def _method(document: Mapping[str, Any]) -> str:
     settings, env = document["settings"], document["environment"]
+    family, frames = FAMILIES[settings["model_type"]], settings["num_frames"]
+    own, other = family.solvers
+    what = "clip, mean over its frames," if frames else "picture,"
     lines = [
         "Compute fraction: FLOPs of the executed blocks over FLOPs of all blocks, mean over the "
         "prompts; for rows with fewer steps their share of the steps.",
-        "PSNR: each picture, as floats in [0, 1], against the uncached picture of the same "
+        f"PSNR: each {what} as floats in [0, 1], against the uncached one of the same "
         "prompt, seed and step count; mean ± standard deviation (minimum) over the prompts. "
         f"Identical pictures count as {PSNR_CAP_DB:g} dB, which is also the cap.",
         f"FID: {document['fid']}. It depends on the number of pictures "
         f"({len(document['prompts'])} here): compare rows of this report only.",
         "Prompt accuracy: share of pictures in which the classifier finds everything the prompt "
         "names.",
-        "Fewer steps: the same pipeline without a cache and with fewer steps, by its own Euler "
-        "solver and by DPM-Solver++ (second order, flow prediction, same time shift).",
+        f"Fewer steps: the same pipeline without a cache and with fewer steps, by its own solver "
+        f"({own}) and by {other} ({family.solvers_note}).",
     ]
-    if settings["ode_reference"]:
+    if frames:
         lines.append(
-            f"PSNR to ODE: against {ODE.solver} with {ODE.num_inference_steps} uncached steps, "
-            "a stand-in for the exact solution of the sampling ODE."
+            "Worst frame: the mean over the clips of each clip's worst frame. Temporal PSNR: frame "
+            f"differences x[t+1] - x[t] against the uncached clip's, for a range of "
+            f"{DIFFERENCE_RANGE:g} since they lie in [-1, 1]."
+        )
+    if settings["ode_reference"]:
+        start = (
+            ", which starts where the uncached run of the same step count does"
+            if family.ode.per_step_count
+            else ""
+        )
+        lines.append(
+            f"PSNR to ODE: against {family.ode.solver} with {family.ode.steps} uncached steps, "
+            f"a stand-in for the exact solution of the sampling ODE{start}."
         )
     if settings["mode"] == "comparison":
         timed = min(TIMED_PROMPTS, len(document["prompts"]))
         lines.append(
-            f"Latency: the whole pipeline call for one picture, batch 1; median (minimum-maximum) "
-            f"of {settings['repetitions']} rounds over all rows in turn with {timed} prompts each, "
-            f"after {settings['warmup']} untimed rounds. Speedup: quotient of the medians of the "
-            f"same run. Cache: most bytes of tensors held at once."
+            f"Latency: the whole pipeline call for one {'clip' if frames else 'picture'}, batch 1; "
+            f"median (minimum-maximum) of {settings['repetitions']} rounds over all rows in turn "
+            f"with {timed} prompts each, after {settings['warmup']} untimed rounds. "
+            "Speedup: quotient of the medians of the same run. Cache: most bytes of tensors held "
+            "at once."
         )
     machine = ", ".join(f"{name} {value}" for name, value in env.items())
     return "\n".join(f"- {line}" for line in [*lines, f"Environment: {machine}."]) + "\n"

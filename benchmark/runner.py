@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from benchmark.families import FAMILIES
 from benchmark.generate import Generated, generate_row, time_rows
-from benchmark.loading import load_pipeline, load_prompts, picture_shape
+from benchmark.loading import (
+    check_texts,
+    entry_text,
+    load_pipeline,
+    load_prompts,
+    picture_shape,
+)
 from benchmark.parallel import parallelised
-from benchmark.plan import Row, uncached_row
-from benchmark.schedulers import DPM_SOLVER
+from benchmark.plan import Row, ode_row, uncached_row
 from benchmark.scoring import Scorer
 from benchmark.settings import Settings
 from benchmark.store import Store
-
-ODE = Row(name="ODE", reference_steps=100, num_inference_steps=100, solver=DPM_SOLVER)
-"""The converged solution of the sampling ODE, close enough for the differences reported."""
 
 TIMED_PROMPTS = 4
 
@@ -32,17 +35,20 @@ class Workbench:
     def __init__(self, settings: Settings, engine_config: Any = None) -> None:
         use_threads(settings)
         self.settings = settings
+        self.family = FAMILIES[settings.model_type]
         self.store = Store(settings.output_dir)
         self.entries = load_prompts(settings)
-        self.pipe = parallelised(load_pipeline(settings), engine_config)
-        self.shape = picture_shape(settings, self.pipe)
-        self.scorer = Scorer(settings, self.shape, [entry["prompt"] for entry in self.entries])
+        pipe = load_pipeline(settings)
+        check_texts(settings, pipe, self.entries)
+        self.shape = picture_shape(settings, pipe)
+        self.pipe = parallelised(pipe, engine_config)
+        self.scorer = Scorer(settings, self.shape, [entry_text(entry) for entry in self.entries])
 
     def run(self, row: Row, on_picture: Callable[[], None] = lambda: None) -> None:
         """Make, score and keep one row; the uncached row of its steps must have been kept."""
         made = generate_row(self.pipe, self.settings, row, self.entries, on_picture)
-        if row.name == ODE.name:
-            self.store.save_pictures(row.name, made.pictures)
+        if row.is_ode:
+            self.store.save_pictures(row.key, made.pictures)
             return
         result = {
             **row.to_dict(),
@@ -50,7 +56,7 @@ class Workbench:
             **self.scorer.score(
                 made.pictures,
                 None if row.is_reference else self._reference(row),
-                self.store.pictures(ODE.name) if self.settings.ode_reference else None,
+                self._ode(row) if self.settings.ode_reference else None,
             ),
             "trace": None,
         }
@@ -63,14 +69,29 @@ class Workbench:
         self.store.save_row(row.key, result)
 
     def _reference(self, row: Row) -> Tensor:
-        pictures = self.store.pictures(uncached_row(row.reference_steps).key)
+        return self._kept(self.uncached_row(row.reference_steps))
+
+    def _ode(self, row: Row) -> Tensor:
+        return self._kept(ode_row(row.reference_steps, self.family.ode))
+
+    def _kept(self, row: Row) -> Tensor:
+        pictures = self.store.pictures(row.key)
         if pictures is None:
-            raise RuntimeError(f"the uncached row of {row.reference_steps} steps comes first")
+            raise RuntimeError(f"the row {row.name} of {row.reference_steps} steps comes first")
         return pictures
 
+    def uncached_row(self, steps: int) -> Row:
+        """The row that all rows with these reference steps are compared with."""
+        return uncached_row(steps, self.family.solvers[0])
+
+    def ode_rows(self) -> list[Row]:
+        """The ODE's solutions that the rows need."""
+        counts = self.settings.num_inference_steps if self.settings.ode_reference else ()
+        return list(dict.fromkeys(ode_row(steps, self.family.ode) for steps in counts))
+
     def is_kept(self, row: Row) -> bool:
-        if row.name == ODE.name:
-            return self.store.pictures(row.name) is not None
+        if row.is_ode:
+            return self.store.pictures(row.key) is not None
         return self.store.row(row.key) is not None
 
 
@@ -99,7 +120,7 @@ def run_rows(bench: Workbench, rows: Sequence[Row]) -> None:
     missing = [row for row in rows if not bench.is_kept(row)]
     if not missing:
         return
-    first = [row for row in missing if row.name == ODE.name]
+    first = [row for row in missing if row.is_ode]
     second = [row for row in missing if row.is_reference]
     rest = [row for row in missing if row not in first and row not in second]
     total = len(missing) * len(bench.entries)

@@ -1,4 +1,4 @@
-"""Scores a row's pictures against the uncached run, the ODE's solution and real pictures."""
+"""Scores pictures or clips against the uncached run, the ODE's solution and real ones."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.families import FAMILIES
+from benchmark.judging import Judging
 from benchmark.metrics import (
     compare,
     frechet_distance,
@@ -17,14 +19,14 @@ from benchmark.metrics import (
 )
 from benchmark.perceptual import load_inception, load_lpips
 from benchmark.settings import BenchmarkError, Settings
+from benchmark.video_metrics import clip_psnr_db, compare_clips
 
-REAL_PICTURES = 1024
 REAL_SEED = 77
 _BATCH = 128
 
 
-def load_judge(directory: str) -> Any:
-    """The small classifier; `BenchmarkError` if it is missing or cannot be read."""
+def load_judge(directory: str, judge_class: type) -> Any:
+    """The small classifier of a class; `BenchmarkError` if it is missing or cannot be read."""
     if not Path(directory).is_dir():
         raise BenchmarkError(
             f"--judge: no directory {directory}; scripts/train_small.py makes the classifier"
@@ -32,47 +34,43 @@ def load_judge(directory: str) -> Any:
     from benchmark.small.judge import load_judge as load
 
     try:
-        return load(directory)
+        return load(directory, judge_class)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BenchmarkError(f"--judge: {directory} cannot be read: {reason}") from error
 
 
-def _are_scenes(prompts: Sequence[str]) -> bool:
-    from benchmark.small.scenes import parse_prompt
-
+def _understands(judging: Judging, texts: Sequence[str]) -> bool:
     try:
-        return bool([parse_prompt(prompt) for prompt in prompts])
+        judging.check_texts(texts)
     except ValueError:
         return False
-
-
-def real_pictures() -> Tensor:
-    """Rendered pictures of fresh random prompts: what the small pipelines were trained to make."""
-    from benchmark.small.pictures import render
-    from benchmark.small.scenes import sample_labels
-
-    generator = torch.Generator().manual_seed(REAL_SEED)
-    return render(sample_labels(REAL_PICTURES, generator), generator)
+    return True
 
 
 class Scorer:
-    """The networks and the real pictures, loaded once a process.
+    """The networks and the features of real pictures, loaded once a process.
 
-    The judge speaks about pictures of its own size (64x64) and prompts of its own form alone; for
-    others prompt accuracy and its distance are null, and the Inception distance is taken to the
-    uncached pictures.
+    The judge speaks about pictures or clips of its own size (64x64, 16 frames) and texts of its own
+    form alone; for others prompt accuracy and its distance are null, and the Inception distance is
+    taken to the uncached pictures.
     """
 
     def __init__(self, settings: Settings, shape: tuple[int, int], prompts: Sequence[str]) -> None:
-        judged = shape == (64, 64) and _are_scenes(prompts)
+        self.judging = FAMILIES[settings.model_type].judging()
+        frames = () if settings.num_frames is None else (settings.num_frames,)
+        self.clips = bool(frames)
+        judged = self.judging.shape == (*frames, 3, *shape) and _understands(self.judging, prompts)
         self.prompts = list(prompts)
-        self.judge = load_judge(settings.judge) if judged else None
+        self.judge = load_judge(settings.judge, self.judging.judge_class) if judged else None
         self.lpips = load_lpips(settings.lpips_weights) if settings.lpips_weights else None
         self.features: Callable[[Tensor], Tensor] | None = self.judge
         if settings.inception_weights:
             self.features = load_inception(settings.inception_weights)
-        self.real = self._extract(real_pictures()) if self.judge and self.features else None
+        self.real = None
+        if self.judge is not None:
+            drawn = self.judging.real(torch.Generator().manual_seed(REAL_SEED))
+            self.real = torch.cat([self._extract(batch) for batch in drawn])
 
     @torch.no_grad()
     def _extract(self, pictures: Tensor) -> Tensor:
@@ -90,7 +88,7 @@ class Scorer:
             "psnr_per_picture": None,
             "identical": None,
             "ssim": None,
-            "psnr_ode_db": ode if ode is None else spread(psnr_db(pictures, ode)),
+            "psnr_ode_db": None,
             "lpips": None,
             "fid": None,
             "fid_std": None,
@@ -98,14 +96,20 @@ class Scorer:
             "prompt_accuracy_error": None,
             "attribute_accuracy": None,
         }
+        if self.clips:
+            row |= {"worst_frame_psnr_db": None, "worst_frame_ssim": None, "temporal_psnr_db": None}
+        if ode is not None:
+            row["psnr_ode_db"] = spread((clip_psnr_db if self.clips else psnr_db)(pictures, ode))
         if reference is not None:
-            row |= compare(pictures, reference)
+            row |= (compare_clips if self.clips else compare)(pictures, reference)
             if self.lpips is not None:
-                row["lpips"] = round(float(self.lpips(pictures, reference).mean()), 6)
+                shape = (-1, *pictures.shape[-3:])  # frames are pictures
+                distances = self.lpips(pictures.reshape(shape), reference.reshape(shape))
+                row["lpips"] = round(float(distances.mean()), 6)
         row |= self._distance(pictures, reference)
         if self.judge is not None:
             with torch.no_grad():
-                accuracy = self.judge.prompt_accuracy(pictures, self.prompts)
+                accuracy = self.judging.accuracy(self.judge, pictures, self.prompts)
             row["prompt_accuracy"] = round(accuracy["whole"], 4)
             row["prompt_accuracy_error"] = round(
                 proportion_error(accuracy["whole"], len(pictures)), 4
@@ -128,17 +132,15 @@ class Scorer:
         return distance
 
 
-def describe_distance(settings: Settings, judged: bool) -> str:
+def describe_distance(settings: Settings, scorer: Scorer) -> str:
     """What "FID" in a report of these settings is."""
+    judged = scorer.judge is not None
+    what = "clips" if scorer.clips else "pictures"
     if settings.inception_weights:
         network = "Inception v3 (2048 features)"
     elif judged:
-        network = "the small classifier that was trained on the same pictures"
+        network = f"the small classifier that was trained on the same {what}"
     else:
-        return "no network: the classifier does not know such pictures or prompts"
-    real = (
-        f"{REAL_PICTURES} rendered pictures of random prompts"
-        if judged
-        else "the uncached pictures"
-    )
+        return f"no network: the classifier does not know such {what} or prompts"
+    real = scorer.judging.real_text if judged else f"the uncached {what}"
     return f"Fréchet distance of features of {network} to {real}"

@@ -78,6 +78,10 @@ class Settings:
     resume: bool
     degrees: dict[str, Any] = field(default_factory=dict)
     """How the devices share the work, by xfuser's names; empty in one process."""
+    guidance_scale: float | None = None
+    """Of classifier-free guidance in a doubled batch; None for families without it."""
+    num_frames: int | None = None
+    """Of a clip; None for families of pictures."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the results; paths inside the repository are relative to it."""
@@ -130,6 +134,11 @@ def _method(text: str) -> str:
     return name
 
 
+def _by_family(name: str) -> str:
+    values = {family: getattr(entry, name) for family, entry in FAMILIES.items()}
+    return ", ".join(f"{family} {value:g}" for family, value in values.items() if value is not None)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cache_execute.py",
@@ -153,17 +162,29 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=_number(int, 4),
         metavar="N",
-        default=[28],
-        help="sampling steps, one or more values, each at least 4 (28)",
+        help=f"sampling steps, one or more values, each at least 4 ({_by_family('steps')})",
     )
     add("--height", type=_picture_size, metavar="H", help="pixels (the pipeline's own size)")
     add("--width", type=_picture_size, metavar="W", help="pixels (the pipeline's own size)")
+    add(
+        "--num_frames",
+        type=_number(int, 2),
+        metavar="N",
+        help=f"frames of a clip ({_by_family('num_frames')})",
+    )
+    add(
+        "--guidance_scale",
+        type=_number(float, 1),
+        metavar="S",
+        help="classifier-free guidance of the families that batch it; above 1 doubles the batch "
+        f"({_by_family('guidance_scale')})",
+    )
     add(
         "--true_cfg_scale",
         type=_number(float, 1),
         default=1.0,
         metavar="S",
-        help="true classifier-free guidance; above 1 adds a call a step (1)",
+        help="FLUX's classifier-free guidance; above 1 adds a call a step (1)",
     )
 
     add = parser.add_argument_group("cache options (each wins over the file)").add_argument
@@ -195,7 +216,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="the first N prompts of the split (all)",
     )
     add("--prompts", metavar="FILE", help="JSON with the splits (benchmark/prompts/FAMILY.json)")
-    add("--judge", metavar="DIR", help="the small classifier (benchmark/pipelines/judge)")
+    add(
+        "--judge",
+        metavar="DIR",
+        help="the small classifier (benchmark/pipelines/judge, of clips clip_judge)",
+    )
     add(
         "--ode_reference",
         action="store_true",
@@ -259,9 +284,12 @@ def read_settings(argv: Sequence[str]) -> Settings:
         if clashing:
             raise BenchmarkError(f"--{clashing[0]} is what --gamma_lambda_study varies: leave it")
     family = given["model_type"]
+    _settle_by_family(given)
     given["model"] = given["model"] or str(ROOT / "benchmark" / "pipelines" / family)
     given["prompts"] = given["prompts"] or str(ROOT / "benchmark" / "prompts" / f"{family}.json")
-    given["judge"] = given["judge"] or str(ROOT / "benchmark" / "pipelines" / "judge")
+    given["judge"] = given["judge"] or str(
+        ROOT / "benchmark" / "pipelines" / FAMILIES[family].judge
+    )
     given["config"] = given["config"] or str(ROOT / "configs" / f"{family}.yaml")
     given["cache_methods"] = _expand_methods(
         given["cache_methods"], corrected=given.pop("enable_adacorrection")
@@ -273,6 +301,26 @@ def read_settings(argv: Sequence[str]) -> Settings:
     if directory is None:
         directory = default_output_dir(Path.cwd() / "adacorr-results", family, given["resume"])
     return Settings(mode=mode, cache_options=options, output_dir=Path(directory), **given)
+
+
+def _settle_by_family(given: dict[str, Any]) -> None:
+    """Fill in the family's defaults; `BenchmarkError` for what it does not have."""
+    name = given["model_type"]
+    family = FAMILIES[name]
+    for option in ("guidance_scale", "num_frames"):
+        if given[option] is None:
+            given[option] = getattr(family, option)
+        elif getattr(family, option) is None:
+            accepted = [other for other, f in FAMILIES.items() if getattr(f, option) is not None]
+            raise BenchmarkError(f"--{option}: {name} has none; it is for {', '.join(accepted)}")
+    if given["true_cfg_scale"] > 1 and family.guidance_scale is not None:
+        raise BenchmarkError(f"--true_cfg_scale: {name} takes --guidance_scale")
+    for option in ("height", "width"):
+        if given[option] is not None and family.fixed_size:
+            raise BenchmarkError(f"--{option}: {name} makes pictures of its own size alone")
+    if given["inception_weights"] and family.num_frames is not None:
+        raise BenchmarkError(f"--inception_weights: it is for pictures, {name} makes clips")
+    given["num_inference_steps"] = given["num_inference_steps"] or [family.steps]
 
 
 def _read_degrees(given: dict[str, Any]) -> dict[str, Any]:

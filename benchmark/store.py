@@ -15,6 +15,8 @@ from torch import Tensor
 from benchmark.settings import BenchmarkError
 
 _UNFINISHED = ".unfinished-"
+FRAME_MS = 100
+"""How long an animated file shows a frame."""
 
 
 @contextmanager
@@ -118,7 +120,7 @@ class Store:
         write_json(self.directory / "rows" / f"{key}.json", result)
 
     def pictures(self, name: str) -> Tensor | None:
-        """Float pictures [N, 3, H, W] kept for comparison, exact."""
+        """Float pictures [N, 3, H, W] or clips [N, F, 3, H, W] kept for comparison, exact."""
         path = self.directory / "references" / f"{name}.safetensors"
         return load_file(path)["pictures"] if path.is_file() else None
 
@@ -127,12 +129,16 @@ class Store:
             save_file({"pictures": pictures.contiguous()}, temporary)
 
     def save_pngs(self, key: str, pictures: Tensor) -> None:
+        """A file for each picture [N, 3, H, W], an animated one for each clip [N, F, 3, H, W]."""
         from PIL import Image
 
-        pixels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        pixels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
         for index, picture in enumerate(pixels):
+            frames = picture if picture.ndim == 4 else picture[None]
+            first, *further = [Image.fromarray(frame) for frame in frames]
+            moving = {"save_all": True, "append_images": further, "duration": FRAME_MS, "loop": 0}
             with whole_file(self.directory / "pictures" / key / f"{index:03d}.png") as temporary:
-                Image.fromarray(picture).save(temporary)
+                first.save(temporary, **(moving if further else {}))
 
     def save_trace(self, key: str, trace: Any) -> str:
         """Write a decision trace and return its path relative to the directory."""

@@ -1,13 +1,20 @@
-"""Each method's knob and the values a sweep tries, and the table interpolated from the curves."""
+"""The rows of a sweep, and the table interpolated from the curves."""
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
-from benchmark.plan import Row, cached_row, fewer_steps_row, method_config, uncached_row
-from benchmark.schedulers import SOLVERS
-from benchmark.settings import CORRECTED, UNCACHED
+from benchmark.plan import (
+    SOLVERS,
+    Row,
+    cached_row,
+    fewer_steps_row,
+    method_config,
+    uncached_row,
+)
+from benchmark.settings import UNCACHED
+from benchmark.sweeps import SWEEPS, Sweeps
 from xfuser_adacorr import CacheConfig
 
 FRACTIONS = (0.25, 0.35, 0.5)
@@ -17,75 +24,28 @@ FEWER_STEPS = (0.22, 0.54)
 """Fewer-steps rows cover these shares of the reference's steps."""
 
 
-def _over(knob: str, *values: float) -> list[dict[str, Any]]:
-    return [{knob: value} for value in values]
-
-
-def _corrected(*points: tuple[float, float]) -> list[dict[str, Any]]:
-    """Thresholds, looser than the base method's own, with the tolerance that makes up for it."""
-    return [{"rel_l1_thresh": x, "adacorr_tolerance": tolerance} for x, tolerance in points]
-
-
-SWEEPS: dict[int, dict[str, list[dict[str, Any]]]] = {
-    28: {
-        "Fb": _over("rel_l1_thresh", 0.12, 0.16, 0.2, 0.28, 0.36),
-        "Fb" + CORRECTED: _corrected(
-            (0.12, 0.01), (0.2, 0.01), (0.35, 0.01), (0.35, 0.02), (0.6, 0.04), (0.6, 0.15)
-        ),
-        "Tea": _over("rel_l1_thresh", 0.1, 0.14, 0.18, 0.25, 0.32),
-        "Tea" + CORRECTED: _corrected(
-            (0.1, 0.02), (0.14, 0.02), (0.18, 0.02), (0.3, 0.02), (0.3, 0.05), (0.45, 0.05)
-        ),
-        "Fast": _over("rel_l1_thresh", 0.045, 0.055, 0.08, 0.1, 0.14, 0.18),
-        "Fast" + CORRECTED: _corrected(
-            (0.08, 0.01), (0.1, 0.01), (0.18, 0.01), (0.32, 0.01), (0.32, 0.04), (0.6, 0.08)
-        ),
-        "Ada": _over("rel_l1_thresh", 0.21, 0.25, 0.32, 0.4, 0.6, 1.6),
-        "Ada" + CORRECTED: _corrected((0.2, 0.01), (0.4, 0.01), (0.8, 0.02), (1.6, 0.05)),
-        "Auto": _over("adacorr_tolerance", 0.0015, 0.003, 0.006, 0.012, 0.025, 0.05),
-    },
-    50: {
-        "Fb": _over("rel_l1_thresh", 0.065, 0.08, 0.11, 0.16, 0.22),
-        "Fb" + CORRECTED: _corrected(
-            (0.065, 0.01), (0.1, 0.01), (0.16, 0.01), (0.27, 0.005), (0.27, 0.02)
-        ),
-        "Tea": _over("rel_l1_thresh", 0.055, 0.08, 0.11, 0.15, 0.2),
-        "Tea" + CORRECTED: _corrected(
-            (0.055, 0.01), (0.08, 0.01), (0.11, 0.01), (0.15, 0.01), (0.25, 0.005)
-        ),
-        "Fast": _over("rel_l1_thresh", 0.027, 0.034, 0.045, 0.06, 0.08, 0.1),
-        "Fast" + CORRECTED: _corrected(
-            (0.04, 0.01), (0.05, 0.01), (0.06, 0.01), (0.1, 0.01), (0.16, 0.003), (0.16, 0.006)
-        ),
-        "Ada": _over("rel_l1_thresh", 0.12, 0.15, 0.2, 0.3, 0.4, 0.6),
-        "Ada" + CORRECTED: _corrected((0.12, 0.01), (0.2, 0.01), (0.3, 0.01), (0.6, 0.02)),
-        "Auto": _over("adacorr_tolerance", 0.0005, 0.001, 0.002, 0.004, 0.008),
-    },
-}
-"""Steps -> method -> options tried. Other step counts take the lists of the nearest one here."""
-
-
 def sweep_rows(
     methods: Sequence[str],
     step_counts: Sequence[int],
     documented: Mapping[str, CacheConfig],
     options: Mapping[str, Any],
-    sweeps: Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]] = SWEEPS,
+    solvers: Sequence[str] = SOLVERS,
+    sweeps: Sweeps = SWEEPS["flux"],
 ) -> list[Row]:
     """Per step count: uncached, every method at every setting of its knob, both solvers."""
-    rows = []
+    own, rows = solvers[0], []
     for steps in step_counts:
-        rows.append(uncached_row(steps))
+        rows.append(uncached_row(steps, own))
         listed = sweeps[min(sweeps, key=lambda known: abs(known - steps))]
         for name in methods:
             if name == UNCACHED:
                 continue
             for knob in listed[name]:
                 config = method_config(name, documented, {**options, **knob})
-                rows.append(cached_row(name, steps, config))
+                rows.append(cached_row(name, steps, config, own))
         low, high = (share * steps for share in FEWER_STEPS)
         counts = range(max(2, math.floor(low)), math.ceil(high) + 1, max(1, steps // 12))
-        rows += [fewer_steps_row(solver, steps, count) for solver in SOLVERS for count in counts]
+        rows += [fewer_steps_row(solver, steps, count) for solver in solvers for count in counts]
     return list(dict.fromkeys(rows))
 
 
@@ -113,12 +73,16 @@ def curve_values(result: Mapping[str, Any]) -> dict[str, float | None]:
 
     PSNR is None where a picture is identical: the mean would depend on the cap.
     """
-    return {
+    values = {
         "psnr_db": None if result["identical"] else result["psnr_db"] and result["psnr_db"]["mean"],
         "psnr_ode_db": result["psnr_ode_db"] and result["psnr_ode_db"]["mean"],
         "fid": result["fid"],
         "prompt_accuracy": result["prompt_accuracy"],
     }
+    if "temporal_psnr_db" in result:  # of clips
+        temporal = result["temporal_psnr_db"]
+        values["temporal_psnr_db"] = None if result["identical"] else temporal and temporal["mean"]
+    return values
 
 
 def interpolated_table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -142,7 +106,7 @@ def _table_entry(
         "cache_method": name,
         "compute_fraction": fraction,
     }
-    for quantity in ("psnr_db", "psnr_ode_db", "fid", "prompt_accuracy"):
+    for quantity in curve_values(curve[0]):
         points = [(row["compute_fraction"], curve_values(row)[quantity]) for row in curve]
         known = [(x, y) for x, y in points if y is not None]
         entry[quantity] = interpolate(known, fraction)

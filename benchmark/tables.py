@@ -84,16 +84,22 @@ def _columns(results: Sequence[Result], *, latency: bool) -> dict[str, Any]:
         "hit rate": lambda r: number(r["hit_rate"], 3),
         "PSNR dB": lambda r: _spread(r["psnr_db"]),
         "PSNR to ODE dB": lambda r: _spread(r["psnr_ode_db"]),
+        "worst frame PSNR dB": lambda r: _spread(r.get("worst_frame_psnr_db")),
+        "temporal PSNR dB": lambda r: _spread(r.get("temporal_psnr_db")),
         "SSIM": lambda r: number(r["ssim"], 4),
+        "worst frame SSIM": lambda r: number(r.get("worst_frame_ssim"), 4),
         "LPIPS": lambda r: number(r["lpips"], 4),
         "FID": lambda r: number(r["fid"], 2),
         "prompt accuracy": lambda r: number(r["prompt_accuracy"], 3),
     }
-    for head in ("PSNR to ODE dB", "LPIPS", "FID", "prompt accuracy"):
+    for head in columns.keys() - {"compute", "hit rate", "PSNR dB", "SSIM"}:
         if all(columns[head](result) == MISSING for result in results):
             del columns[head]
     if latency:
-        columns["s / picture (min-max)"] = lambda r: _latency(r["latency_s"])
+        clips = any("temporal_psnr_db" in result for result in results)
+        columns[f"s / {'clip' if clips else 'picture'} (min-max)"] = lambda r: _latency(
+            r["latency_s"]
+        )
         columns["speedup"] = lambda r: number(r["speedup"], 2) + "x"
         columns["cache"] = lambda r: _memory(r["cache_memory_bytes"])
     return columns
@@ -138,9 +144,12 @@ def interpolated_tables(table: Sequence[Result]) -> list[Table]:
     heads = {
         "psnr_db": ("PSNR dB", 1),
         "psnr_ode_db": ("PSNR to ODE dB", 1),
+        "temporal_psnr_db": ("temporal PSNR dB", 1),
         "fid": ("FID", 2),
         "prompt_accuracy": ("prompt accuracy", 3),
     }
+    if not any("temporal_psnr_db" in entry for entry in table):
+        del heads["temporal_psnr_db"]
     tables = []
     for steps, entries in by_steps(table):
         cells = []

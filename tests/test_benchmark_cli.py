@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from diffusers import FluxTransformer2DModel as Transformer
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from benchmark import cache_execute, runner, settings, sweep
+from benchmark import cache_execute, families, runner, settings, sweeps
 from benchmark.small.judge import Judge, save_judge
 from benchmark.small.tokenizers import build_clip_tokenizer, build_t5_tokenizer
 
@@ -179,8 +179,10 @@ def test_a_sweep_draws_curves_and_interpolates_them(command, tmp_path, monkeypat
     knobs = [{"rel_l1_thresh": value} for value in (0.1, 0.3, 9)]
     lists = {name: knobs for name in ("Fb", "Fb+AdaCorrection")}
     lists["Auto"] = [{"adacorr_tolerance": value} for value in (0.05, 9)]
-    monkeypatch.setitem(sweep.SWEEPS, 8, lists)
-    monkeypatch.setattr(runner, "ODE", replace(runner.ODE, num_inference_steps=12))
+    monkeypatch.setitem(sweeps.SWEEPS, "flux", {8: lists})
+    flux = families.FAMILIES["flux"]
+    short = replace(flux, ode=replace(flux.ode, steps=12))
+    monkeypatch.setitem(families.FAMILIES, "flux", short)
     methods = ("--cache_methods", "Fb", "Auto", "--enable_adacorrection")
     assert command("--sweep", "--num_inference_steps", 8, *methods) == 0
     document = read(tmp_path)
@@ -221,7 +223,7 @@ def test_pictures_of_another_size_or_content_are_not_judged(command, tmp_path):
     ("arguments", "named"),
     [
         (("--cache_methods", "Fb", "Tee"), "Tee'; accepted: None, Fb, Tea, Fast, Ada, Auto"),
-        (("--model_type", "dalle"), "choose from 'flux'"),
+        (("--model_type", "dalle"), "choose from 'dit', 'flux'"),
         (("--num_inference_steps", "3"), "at least 4"),
         (("--repetitions", "0"), "at least 1"),
         (("--adacorr_gamma", "-1"), "at least 0"),

@@ -3,8 +3,9 @@
 import pytest
 
 from benchmark import plan, sweep
-from benchmark.schedulers import DPM_SOLVER, EULER
+from benchmark.families import DDIM, DPM_SOLVER, EULER, FAMILIES
 from benchmark.settings import METHOD_NAMES, ROOT, UNCACHED
+from benchmark.sweeps import SWEEPS
 from xfuser_adacorr import METHODS, CacheConfig, load_family_config
 
 DOCUMENTED = {
@@ -75,7 +76,7 @@ def test_a_sweep_covers_every_method_and_both_solvers_at_any_step_count():
 
 def test_a_sweep_varies_the_listed_knob_alone():
     lists = {28: {"Fb": [{"rel_l1_thresh": 0.1}, {"rel_l1_thresh": 0.2}]}}
-    rows = sweep.sweep_rows(["Fb"], [28], DOCUMENTED, {}, lists)
+    rows = sweep.sweep_rows(["Fb"], [28], DOCUMENTED, {}, sweeps=lists)
     assert [row.config.rel_l1_thresh for row in rows if row.config] == [0.1, 0.2]
 
 
@@ -113,3 +114,38 @@ def test_capped_psnr_is_no_part_of_a_curve():
 def test_the_documented_configuration_covers_every_method():
     documented = load_family_config(ROOT / "configs" / "flux.yaml")
     assert set(METHODS) <= set(documented)
+
+
+def test_rows_name_the_familys_own_solver():
+    rows = plan.comparison_rows([UNCACHED, "Fb"], [50], DOCUMENTED, {}, (DDIM, DPM_SOLVER))
+    assert [row.solver for row in rows] == [DDIM, DDIM]
+    fewer = plan.same_compute_rows(rows, dict.fromkeys((r.key for r in rows), 0.5), (DDIM, EULER))
+    assert [row.name for row in fewer] == ["DDIM, fewer steps", "Euler, fewer steps"]
+    (uncached, *_) = plan.gamma_lambda_rows(["Auto"], [50], DOCUMENTED, {}, (DDIM, DPM_SOLVER))
+    assert uncached == rows[0] == plan.uncached_row(50, DDIM)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_a_sweep_of_every_method_at_its_usual_steps(name):
+    family = FAMILIES[name]
+    assert {family.steps, 28} & SWEEPS[name].keys()
+    rows = sweep.sweep_rows(
+        METHOD_NAMES, [family.steps], DOCUMENTED, {}, family.solvers, SWEEPS[name]
+    )
+    fewer = {f"{solver}, fewer steps" for solver in family.solvers}
+    assert {row.name for row in rows} == {*METHOD_NAMES, *fewer}
+    assert {row.solver for row in rows if row.config} == {family.solvers[0]}
+
+
+def test_an_ode_whose_start_moves_is_solved_for_every_step_count():
+    moving, fixed = FAMILIES["dit"].ode, FAMILIES["flux"].ode
+    assert plan.ode_row(50, moving) != plan.ode_row(28, moving)
+    assert plan.ode_row(50, fixed) == plan.ode_row(28, fixed)
+
+
+def test_only_clips_have_a_temporal_curve():
+    row = {"psnr_db": {"mean": 30.0}, "identical": 0, "psnr_ode_db": None, "fid": 1.0}
+    row["prompt_accuracy"] = 1.0
+    assert "temporal_psnr_db" not in sweep.curve_values(row)
+    clip = {**row, "temporal_psnr_db": {"mean": 40.0}}
+    assert sweep.curve_values(clip)["temporal_psnr_db"] == 40.0

@@ -1,0 +1,65 @@
+"""The settings of each method's knob that a sweep tries, by family."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmark.settings import CORRECTED
+
+Sweeps = Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]]
+"""Steps -> method -> options tried. Other step counts take the lists of the nearest one."""
+
+
+def _over(knob: str, *values: float) -> list[dict[str, Any]]:
+    return [{knob: value} for value in values]
+
+
+def _corrected(*points: tuple[float, float]) -> list[dict[str, Any]]:
+    """Thresholds, looser than the base method's own, with the tolerance that makes up for it."""
+    return [{"rel_l1_thresh": x, "adacorr_tolerance": tolerance} for x, tolerance in points]
+
+
+_FLUX: Sweeps = {
+    28: {
+        "Fb": _over("rel_l1_thresh", 0.12, 0.16, 0.2, 0.28, 0.36),
+        "Fb" + CORRECTED: _corrected(
+            (0.12, 0.01), (0.2, 0.01), (0.35, 0.01), (0.35, 0.02), (0.6, 0.04), (0.6, 0.15)
+        ),
+        "Tea": _over("rel_l1_thresh", 0.1, 0.14, 0.18, 0.25, 0.32),
+        "Tea" + CORRECTED: _corrected(
+            (0.1, 0.02), (0.14, 0.02), (0.18, 0.02), (0.3, 0.02), (0.3, 0.05), (0.45, 0.05)
+        ),
+        "Fast": _over("rel_l1_thresh", 0.045, 0.055, 0.08, 0.1, 0.14, 0.18),
+        "Fast" + CORRECTED: _corrected(
+            (0.08, 0.01), (0.1, 0.01), (0.18, 0.01), (0.32, 0.01), (0.32, 0.04), (0.6, 0.08)
+        ),
+        "Ada": _over("rel_l1_thresh", 0.21, 0.25, 0.32, 0.4, 0.6, 1.6),
+        "Ada" + CORRECTED: _corrected((0.2, 0.01), (0.4, 0.01), (0.8, 0.02), (1.6, 0.05)),
+        "Auto": _over("adacorr_tolerance", 0.0015, 0.003, 0.006, 0.012, 0.025, 0.05),
+    },
+    50: {
+        "Fb": _over("rel_l1_thresh", 0.065, 0.08, 0.11, 0.16, 0.22),
+        "Fb" + CORRECTED: _corrected(
+            (0.065, 0.01), (0.1, 0.01), (0.16, 0.01), (0.27, 0.005), (0.27, 0.02)
+        ),
+        "Tea": _over("rel_l1_thresh", 0.055, 0.08, 0.11, 0.15, 0.2),
+        "Tea" + CORRECTED: _corrected(
+            (0.055, 0.01), (0.08, 0.01), (0.11, 0.01), (0.15, 0.01), (0.25, 0.005)
+        ),
+        "Fast": _over("rel_l1_thresh", 0.027, 0.034, 0.045, 0.06, 0.08, 0.1),
+        "Fast" + CORRECTED: _corrected(
+            (0.04, 0.01), (0.05, 0.01), (0.06, 0.01), (0.1, 0.01), (0.16, 0.003), (0.16, 0.006)
+        ),
+        "Ada": _over("rel_l1_thresh", 0.12, 0.15, 0.2, 0.3, 0.4, 0.6),
+        "Ada" + CORRECTED: _corrected((0.12, 0.01), (0.2, 0.01), (0.3, 0.01), (0.6, 0.02)),
+        "Auto": _over("adacorr_tolerance", 0.0005, 0.001, 0.002, 0.004, 0.008),
+    },
+}
+
+_PIXART: Sweeps = {20: _FLUX[28], 28: _FLUX[28]}
+
+_DIT: Sweeps = {28: _FLUX[28], 50: _FLUX[50]}
+
+_OPENSORA: Sweeps = {30: _FLUX[28]}
+
+SWEEPS = {"flux": _FLUX, "pixart": _PIXART, "dit": _DIT, "opensora": _OPENSORA}
+"""By family."""

@@ -152,7 +152,8 @@ def _introduction(name: str, family: Mapping[str, Any]) -> str:
         f"of the {family['split']} split, {family['steps']} steps, {family['dtype']}"
         + ("" if guidance is None else f", guidance scale {guidance:g}")
         + f"; {family['repetitions']} timed rounds after {family['warmup']} untimed ones. "
-        f"FID: {family['fid']}. Environment: {environment}."
+        f"FID: {family['fid']}. Environment: {environment}. "
+        f"All rows: [{name}/report.md]({name}/report.md)."
     )
 
 

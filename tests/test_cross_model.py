@@ -113,6 +113,7 @@ def test_the_report_says_how_it_was_measured_and_what_can_be_compared(tmp_path):
         "comparable within a family, not from one family to another",
         "Fréchet distance of features",
         "Temporal PSNR",
+        "[opensora/report.md](opensora/report.md)",
     ):
         assert text in report
     assert json.loads((tmp_path / "cross_model.json").read_text()) == content

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmark.metrics import psnr_db
+from benchmark.metrics import PSNR_CAP_DB, psnr_db
 from benchmark.sweep import interpolate
 from benchmark.tables import MISSING, Table, number
 
@@ -46,8 +46,10 @@ def at_equal_compute(
 ) -> dict[str, list[float]] | None:
     """Every clip's compute fraction and PSNR where the group's mean compute fraction is as given.
 
-    Linear between the two rows next to it; None if the rows do not reach it.
+    Linear between the two rows next to it; None if the rows do not reach it. Rows with a clip that
+    is identical to the uncached one do not count: its PSNR is the cap's.
     """
+    rows = [row for row in rows if max(row["psnr_db"]) < PSNR_CAP_DB]
     compute = [fmean(row["compute_fraction"][clip] for clip in group) for row in rows]
     if interpolate([(x, x) for x in compute], fraction) is None:
         return None

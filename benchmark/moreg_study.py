@@ -70,26 +70,28 @@ def make_parser() -> Parser:
 def sweep_scales(
     measure: Callable[[float], Sequence[float]], fractions: Sequence[float]
 ) -> list[float]:
-    """Scales, rising, between which each compute fraction measured passes all of ``fractions``.
+    """Scales, rising, between which the compute fractions measured pass all of ``fractions``.
 
     ``measure(scale)`` gives compute fractions, which fall with the scale. From 1 the scale is
-    doubled and halved until all are below and above, but for `LARGEST_SCALE`; where one crosses,
-    the geometric mean is measured too.
+    quadrupled and quartered until all are below and above, but for `LARGEST_SCALE`; where one
+    passes, the geometric mean is measured too, and once more.
     """
     low, high = min(fractions), max(fractions)
     found = {1.0: measure(1.0)}
     scale = 1.0
     while max(found[scale]) > low and scale < LARGEST_SCALE:
-        scale *= 2
+        scale *= 4
         found[scale] = measure(scale)
     scale = 1.0
     while min(found[scale]) < high and scale > 1 / LARGEST_SCALE:
-        scale /= 2
+        scale /= 4
         found[scale] = measure(scale)
-    for below, above in pairwise(sorted(found)):
-        if max(found[below]) > low and min(found[above]) < high:
-            middle = math.sqrt(below * above)
-            found[middle] = measure(middle)
+    for _ in range(2):
+        for below, above in pairwise(sorted(found)):
+            pairs = list(zip(found[below], found[above], strict=True))
+            if any(more >= fraction > less for more, less in pairs for fraction in fractions):
+                middle = math.sqrt(below * above)
+                found[middle] = measure(middle)
     return sorted(found)
 
 

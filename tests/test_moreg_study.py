@@ -74,6 +74,14 @@ def test_compute_that_is_not_reached_is_not_guessed():
     assert (entries[1]["gain_db"], entries[1]["better"]) == (0.0, 0)
 
 
+def test_rows_with_capped_psnr_are_no_part_of_the_curve():
+    capped = {"compute_fraction": [0.5, 0.4], "psnr_db": [100.0, 50.0]}
+    assert moreg_report.at_equal_compute([*ROWS, capped], [0, 1], 0.45) == (
+        moreg_report.at_equal_compute(ROWS, [0, 1], 0.45)
+    )
+    assert moreg_report.at_equal_compute([capped], [0, 1], 0.45) is None
+
+
 def test_the_gain_has_the_standard_error_of_the_differences():
     better = [{**row, "psnr_db": [a + 1, b + 4]} for row in ROWS for a, b in [row["psnr_db"]]]
     entry, _ = moreg_report.compared({PLAIN: ROWS, MOREG: better}, {"all": [0, 1]}, "all", ["all"])
@@ -82,13 +90,14 @@ def test_the_gain_has_the_standard_error_of_the_differences():
     assert (entry["better"], entry["number"]) == (2, 2)
 
 
-def test_the_sweep_widens_until_every_fraction_is_passed_and_halves_the_steps_there():
+def test_the_sweep_widens_until_every_fraction_is_passed_and_is_finer_there():
     def measure(scale):
         return [min(1.0, 0.8 / scale), min(1.0, 0.4 / scale)]
 
     scales = moreg_study.sweep_scales(measure, (0.35, 0.5))
+    # 0.8 / scale passes 0.5 and 0.35 at 1.6 and 2.29, 0.4 / scale at 0.8 and 1.14
     root = math.sqrt(2)
-    assert scales == pytest.approx([0.5, 0.5 * root, 1, root, 2, 2 * root, 4])
+    assert scales == pytest.approx([0.25, 0.5, 0.5 * root, 1, root, 2, 2 * root, 4])
 
 
 def test_the_sweep_ends_where_compute_no_longer_follows_the_scale():

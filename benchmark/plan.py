@@ -90,14 +90,15 @@ def method_config(
 ) -> CacheConfig:
     """A method's effective options: the file's, overridden by those given explicitly.
 
-    A corrected method that the file does not list takes its base method's options. The threshold
-    goes to the methods that have one, the correction's options to the corrected ones.
+    A corrected method that the file does not list takes its base method's options but for the
+    threshold, which is the family's: the base method's own is tighter than a corrected one needs.
+    The threshold goes to the methods that have one, the correction's options to the corrected ones.
     """
     base = name.removesuffix(CORRECTED)
     if name in documented:
         config = documented[name]
     elif base in documented:
-        config = replace(documented[base], enable_adacorrection=True)
+        config = replace(documented[base], enable_adacorrection=True, rel_l1_thresh=None)
     else:
         config = CacheConfig.from_name(name)
     wanted = {

@@ -96,7 +96,9 @@ def _relative(path: str) -> str:
     return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) else path
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises `BenchmarkError` instead of ending the process."""
+
     def error(self, message: str) -> NoReturn:
         raise BenchmarkError(message)
 
@@ -140,7 +142,7 @@ def _by_family(name: str) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="cache_execute.py",
         description="Compare cache methods with the uncached pipeline and with fewer steps.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -21,9 +21,13 @@ def test_a_method_takes_the_options_of_the_file():
     assert plan.method_config("Fb", DOCUMENTED, {}) == DOCUMENTED["Fb"]
 
 
-def test_a_corrected_method_that_is_not_in_the_file_takes_its_base_methods_options():
-    config = plan.method_config("Fb+AdaCorrection", DOCUMENTED, {})
-    assert (config.rel_l1_thresh, config.enable_adacorrection) == (0.12, True)
+def test_a_corrected_method_that_is_not_in_the_file_takes_all_but_its_base_methods_threshold():
+    documented = {"Fb": CacheConfig(use_cache="Fb", rel_l1_thresh=0.12, warmup_steps=3)}
+    config = plan.method_config("Fb+AdaCorrection", documented, {})
+    assert (config.name, config.warmup_steps) == ("Fb+AdaCorrection", 3)
+    assert config.rel_l1_thresh is None
+    config = plan.method_config("Fb+AdaCorrection", documented, {"rel_l1_thresh": 0.2})
+    assert config.rel_l1_thresh == 0.2
 
 
 def test_explicit_options_win_over_the_file():

@@ -368,6 +368,30 @@ def test_xfuser_callers_arguments_work(transformer):
     assert same is transformer and is_cache_enabled(transformer)
 
 
+def test_the_entry_point_takes_adas_options(transformer):
+    apply_cache_on_transformer(
+        transformer, use_cache="Ada", codebook={0.1: 4, 0.5: 1}, moreg_divisor=1.2
+    )
+    config = engine_of(transformer).config
+    assert config.codebook == ((0.1, 4), (0.5, 1))
+    assert (config.moreg, config.moreg_divisor) == (False, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"use_cache": "Ada", "codebook": "medium"}, "codebook must be one of fast, slow"),
+        ({"use_cache": "Ada", "moreg_divisor": 0}, "moreg_divisor must be above 0"),
+        ({"use_cache": "Ada", "moreg": True}, "moreg must be False for FluxTransformer2DModel"),
+        ({"use_cache": "Fb", "moreg": True}, "moreg is an option of Ada, not of Fb"),
+    ],
+)
+def test_the_entry_point_refuses_adas_options_as_enable_cache_does(transformer, options, named):
+    with pytest.raises(ValueError, match=named):
+        apply_cache_on_transformer(transformer, **options)
+    assert not is_cache_enabled(transformer)
+
+
 def test_no_method_and_no_correction_leaves_the_model_alone(transformer):
     apply_cache_on_transformer(transformer, use_cache=None)
     assert not is_cache_enabled(transformer)

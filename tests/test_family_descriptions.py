@@ -9,6 +9,7 @@ from torch import nn
 from tests.tiny_families import BY_NAME, FAMILIES, NAMES, FamilySampler
 from xfuser_adacorr import (
     BlockList,
+    CacheConfig,
     apply_cache_on_transformer,
     enable_cache,
     load_family_config,
@@ -58,17 +59,43 @@ def test_a_similar_structure_that_is_called_otherwise_is_not_taken(family):
         enable_cache(model, "Fb")
 
 
-@pytest.mark.parametrize("family", ["pixart", "dit", "opensora"])
+@pytest.mark.parametrize("family", ["flux", "pixart", "dit", "opensora"])
 def test_the_shipped_configuration_states_the_familys_defaults(family):
     known = registry.family_named(family)
     configs = load_family_config(ROOT / "configs" / f"{family}.yaml")
     assert set(NAMES) <= set(configs)
     for name, config in configs.items():
-        assert config.rel_l1_thresh == known.thresholds.get(config.use_cache)
+        assert config.rel_l1_thresh == known.default_threshold(config)
         if name == "Auto":
             assert config.adacorr_tolerance == known.tolerance
         elif config.enable_adacorrection:
             assert config.adacorr_tolerance == known.safety_tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("Fb", 0.1), ("Fb+AdaCorrection", 0.4), ("Tea", 0.2), ("Tea+AdaCorrection", 0.2)],
+)
+def test_a_corrected_method_takes_its_own_default_or_its_base_methods(name, expected):
+    family = described(thresholds={"Fb": 0.1, "Fb+AdaCorrection": 0.4, "Tea": 0.2})
+    assert family.default_threshold(CacheConfig.from_name(name)) == expected
+    assert family.default_threshold(CacheConfig.from_name("Fast+AdaCorrection")) is None
+
+
+@pytest.mark.parametrize("base", ["Fb", "Tea", "Fast", "Ada"])
+def test_the_trigger_of_a_corrected_method_is_looser_unless_it_is_given(base):
+    def trigger(name, **options):
+        model = BY_NAME["pixart"].make()
+        enable_cache(model, name, num_steps=STEPS, **options)
+        method = engine_of(model).method
+        return method.scale if base == "Ada" else method.threshold
+
+    corrected = f"{base}+AdaCorrection"
+    if base == "Ada":
+        assert trigger(base) == trigger(corrected) == 1.0
+    else:
+        assert trigger(base) < trigger(corrected)
+    assert trigger(corrected, rel_l1_thresh=0.01) == 0.01
 
 
 def test_tea_uses_the_published_polynomial_for_open_sora_1_2_only():

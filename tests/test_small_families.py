@@ -218,6 +218,23 @@ def test_a_saved_pipeline_loads_and_generates(name, pipelines, tmp_path):
     assert plain.min() >= 0 and plain.max() <= 1
 
 
+@pytest.mark.parametrize("name", ["pixart", "opensora"])
+def test_a_pipeline_is_saved_the_same_before_and_after_use(name, vae, tmp_path):
+    family = small_family(name)
+    pipeline = family.build_pipeline(vae)
+    save_pipeline(pipeline, tmp_path / "before")
+    family.generate(pipeline, read_entries(name, "test", 1).texts, [7], steps=1)
+    used = pipeline.tokenizer.backend_tokenizer.padding
+    assert used is not None
+    save_pipeline(pipeline, tmp_path / "after")
+    before, after = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*")}
+        for folder in (tmp_path / "before", tmp_path / "after")
+    )
+    assert before == after
+    assert pipeline.tokenizer.backend_tokenizer.padding == used
+
+
 def test_the_saved_dit_knows_its_class_names(pipelines, tmp_path):
     save_pipeline(pipelines["dit"], tmp_path)
     names = json.loads((tmp_path / "model_index.json").read_text())["id2label"]

@@ -50,8 +50,8 @@ class CacheConfig:
     use_cache: str = "Auto"
     """Base method: one of `METHODS`."""
     rel_l1_thresh: float | None = None
-    """Threshold of the base method's relative change, >= 0; None: the family's default. For Ada a
-    factor of its codebook's thresholds, None: 1."""
+    """Threshold of the base method's relative change, >= 0; None: the family's default, which is
+    looser where AdaCorrection is on. For Ada a factor of its codebook's thresholds, None: 1."""
     motion_threshold: float = 0.1
     """Fast with ``static_tokens``: saliency over the largest up to which a token is static."""
     static_tokens: bool = False

@@ -1,5 +1,6 @@
 """The verbs: enable, disable, reset and summarise a cache on a pipeline or a transformer."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +140,9 @@ def apply_cache_on_transformer(
     rel_l1_thresh: float | None = None,
     motion_threshold: float = 0.1,
     num_steps: int | None = None,
+    codebook: str | Mapping[float, int] | Sequence[tuple[float, int]] | None = None,
+    moreg: bool = False,
+    moreg_divisor: float = 1.0,
     return_hidden_states_first: bool | None = None,
     enable_adacorrection: bool = False,
     adacorr_gamma: float = 1.0,
@@ -169,6 +173,9 @@ def apply_cache_on_transformer(
         rel_l1_thresh=rel_l1_thresh,
         motion_threshold=motion_threshold,
         num_steps=num_steps,
+        codebook=codebook,
+        moreg=moreg,
+        moreg_divisor=moreg_divisor,
         enable_adacorrection=enable_adacorrection,
         adacorr_gamma=adacorr_gamma,
         adacorr_lambda=adacorr_lambda,

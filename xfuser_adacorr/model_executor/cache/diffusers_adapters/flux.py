@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
 
-from .registry import BlockList, ModelFamily, TeaPolynomial, register_family
+from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, TeaPolynomial, register_family
 
 __all__ = ["FLUX", "apply_cache_on_transformer"]
 
@@ -56,6 +56,6 @@ FLUX = register_family(
         modulated_input=modulated_input,
         select_tokens=select_tokens,
         published_polynomial=published_polynomial,
-        thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0},
+        thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
     )
 )

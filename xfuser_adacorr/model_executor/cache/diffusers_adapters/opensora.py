@@ -15,7 +15,7 @@ from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
 from xfuser_adacorr.model_executor.cache.blocks import forward_signature
 
 from .layouts import channels_first_tokens, leading_channels
-from .registry import BlockList, ModelFamily, TeaPolynomial, register_family
+from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, TeaPolynomial, register_family
 
 __all__ = ["OPENSORA", "OPENSORA_ORIGINAL", "apply_cache_on_transformer"]
 
@@ -102,7 +102,7 @@ OPENSORA = register_family(
         followed=leading_channels,
         modulated_input=modulated_input,
         published_polynomial=published_polynomial,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0},
+        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
         num_frames=lambda arguments: arguments["num_frames"],
     )
 )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
 from xfuser_adacorr.model_executor.cache.blocks import forward_signature
 
-from .registry import BlockList, ModelFamily, register_family
+from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, register_family
 
 __all__ = ["OPENSORA2", "apply_cache_on_transformer"]
 
@@ -50,6 +50,6 @@ OPENSORA2 = register_family(
         output_stream="img",
         modulated_input=modulated_input,
         make_output=lambda sample, return_dict: sample,
-        thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0},
+        thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
     )
 )

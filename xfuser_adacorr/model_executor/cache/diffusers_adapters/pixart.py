@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
 
 from .layouts import channels_first_tokens, leading_channels, select_hidden_states
-from .registry import BlockList, ModelFamily, register_family
+from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, register_family
 
 __all__ = ["PIXART", "apply_cache_on_transformer"]
 
@@ -51,6 +51,6 @@ PIXART = register_family(
         followed=leading_channels,
         modulated_input=modulated_input,
         select_tokens=select_hidden_states,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0},
+        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
     )
 )

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from xfuser_adacorr.config import CacheConfig
+
 Streams = dict[str, Tensor]
 """Token streams that flow from block to block, by argument name, each ``[B, N, D]``."""
 
@@ -48,6 +50,14 @@ class TeaPolynomial:
         return max(value, 0.0)
 
 
+CORRECTED_THRESHOLDS = {
+    "Fb+AdaCorrection": 0.35,
+    "Tea+AdaCorrection": 0.3,
+    "Fast+AdaCorrection": 0.32,
+}
+"""Triggers of corrected methods, chosen on FLUX; where nothing is measured yet, a start."""
+
+
 def diffusers_output(sample: Tensor, return_dict: bool) -> Any:
     """What transformers of diffusers return."""
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -87,10 +97,11 @@ class ModelFamily:
     latent_tokens: Callable[[Tensor], Tensor] = lambda latents: latents
     """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Default ``rel_l1_thresh`` of each base method."""
+    """Default ``rel_l1_thresh`` by display name. A corrected method that is not listed takes its
+    base method's, which computes more than it needs: the tolerance is a trigger of its own."""
     tolerance: float = 0.004
     """Default ``adacorr_tolerance`` of ``Auto``."""
-    safety_tolerance: float = 0.02
+    safety_tolerance: float = 0.01
     """Default ``adacorr_tolerance`` of a corrected base method, which has a trigger of its own."""
     num_frames: Callable[[Mapping[str, Any]], int] | None = None
     """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).
@@ -120,6 +131,10 @@ class ModelFamily:
                         f"{name} of {block_list.attribute} in family {self.name!r} must contain "
                         f"the output_stream {self.output_stream!r}, got {streams}"
                     )
+
+    def default_threshold(self, config: CacheConfig) -> float | None:
+        """Default ``rel_l1_thresh`` of the method that ``config`` asks for; None without one."""
+        return self.thresholds.get(config.name, self.thresholds.get(config.use_cache))
 
 
 _FAMILY_MODULES = ("flux", "pixart", "dit", "opensora", "opensora2", "xfuser_wrappers")

@@ -14,6 +14,7 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import Mode
 from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
 
 DEFAULT_CODEBOOK = "fast"
+DEFAULT_SCALE = 1.0
 FORCED_LAST_CALLS = 2
 
 MOREG_WINDOWS = {30: (4, 26), 100: (10, 90)}
@@ -71,7 +72,9 @@ class Ada(BaseMethod):
         self.signal_only = signal_only
         self.scale = config.rel_l1_thresh
         if self.scale is None:
-            self.scale = family.thresholds.get("Ada", 1.0)
+            self.scale = family.default_threshold(config)
+        if self.scale is None:
+            self.scale = DEFAULT_SCALE
         self.num_steps = config.num_steps
         self.moreg = config.moreg
         self.moreg_divisor = config.moreg_divisor

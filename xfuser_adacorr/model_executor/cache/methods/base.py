@@ -76,12 +76,12 @@ class BaseMethod(ABC):
         self.family = family
         self.threshold = config.rel_l1_thresh
         if self.threshold is None:
-            if config.use_cache not in family.thresholds:
-                raise ValueError(
-                    f"rel_l1_thresh must be given: family {family.name!r} has no default for "
-                    f"{config.use_cache}"
-                )
-            self.threshold = family.thresholds[config.use_cache]
+            self.threshold = family.default_threshold(config)
+        if self.threshold is None:
+            raise ValueError(
+                f"rel_l1_thresh must be given: family {family.name!r} has no default for "
+                f"{config.name}"
+            )
         self.signal_only = signal_only
         """A correction stands in for reused values: keep no values, just the signal's reference."""
 

@@ -1,0 +1,253 @@
+"""What AdaCache's Motion Regularization gains at equal compute on Open-Sora's fast clips.
+
+Ada with and without MoReg is swept over the scale of its codebook. `--help` lists the arguments.
+"""
+
+import math
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __package__ in (None, ""):
+    sys.path[0] = str(ROOT)
+
+from rich.console import Console  # noqa: E402
+
+from benchmark.command import exit_code, passed_on  # noqa: E402
+from benchmark.settings import BenchmarkError, Parser, Settings, read_settings  # noqa: E402
+
+OUTPUT = ROOT / "benchmark" / "results" / "moreg"
+PASSED_ON = (
+    "model",
+    "config",
+    "split",
+    "num_prompts",
+    "num_inference_steps",
+    "guidance_scale",
+    "device",
+    "dtype",
+    "threads",
+)
+LARGEST_SCALE = 2.0**14
+"""The sweep goes no further than from its reciprocal to this."""
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="moreg_study.py",
+        description="Ada with and without MoReg at equal compute, on fast and on slow clips.",
+        epilog="The other arguments are those of cache_execute.py.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--moreg_divisor",
+        type=float,
+        default=1.0,
+        metavar="D",
+        help="d, which divides the motion, above 0 (1, as published)",
+    )
+    add(
+        "--output_dir",
+        type=Path,
+        default=OUTPUT,
+        metavar="DIR",
+        help="new or empty (benchmark/results/moreg)",
+    )
+    add("--resume", action="store_true", help="go on with an interrupted study")
+    for name in PASSED_ON:
+        add(f"--{name}", metavar="X")
+    return parser
+
+
+def sweep_scales(
+    measure: Callable[[float], Sequence[float]], fractions: Sequence[float]
+) -> list[float]:
+    """Scales, rising, between which the compute fractions measured pass all of ``fractions``.
+
+    ``measure(scale)`` gives compute fractions, which fall with the scale. From 1 the scale is
+    quadrupled and quartered until all are below and above, but for `LARGEST_SCALE`; where one
+    passes, the geometric mean is measured too, and once more.
+    """
+    low, high = min(fractions), max(fractions)
+    found = {1.0: measure(1.0)}
+    scale = 1.0
+    while max(found[scale]) > low and scale < LARGEST_SCALE:
+        scale *= 4
+        found[scale] = measure(scale)
+    scale = 1.0
+    while min(found[scale]) < high and scale > 1 / LARGEST_SCALE:
+        scale /= 4
+        found[scale] = measure(scale)
+    for _ in range(2):
+        for below, above in pairwise(sorted(found)):
+            pairs = list(zip(found[below], found[above], strict=True))
+            if any(more >= fraction > less for more, less in pairs for fraction in fractions):
+                middle = math.sqrt(below * above)
+                found[middle] = measure(middle)
+    return sorted(found)
+
+
+class Study:
+    """Both sweeps on the same clips; every row is kept as soon as it is finished.
+
+    Args:
+        store: where rows and the uncached clips are kept.
+        make: makes a row's clips, `generate.Generated`.
+        steps: sampling steps.
+        config: options of Ada, without MoReg.
+        moreg_divisor: d of MoReg.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        make: Callable[[Any], Any],
+        *,
+        steps: int,
+        config: Any,
+        moreg_divisor: float,
+    ) -> None:
+        from benchmark.moreg_report import MOREG, PLAIN, halves, motions
+        from benchmark.plan import uncached_row
+
+        self.store, self.make, self.steps = store, make, steps
+        self.variants = {
+            PLAIN: config,
+            MOREG: replace(config, moreg=True, moreg_divisor=moreg_divisor),
+        }
+        uncached = uncached_row(steps)
+        kept = store.pictures(uncached.key)
+        if kept is None:
+            kept = make(uncached).pictures
+            store.save_pictures(uncached.key, kept)
+        self.reference = kept
+        self.motion = motions(kept)
+        self.groups = halves(self.motion)
+
+    def row(self, name: str, scale: float) -> dict[str, Any]:
+        """Per-clip compute fractions and PSNR of a variant at a scale of its codebook."""
+        from benchmark.moreg_report import clip_psnr_db
+        from benchmark.plan import cached_row
+
+        config = replace(self.variants[name], rel_l1_thresh=scale)
+        row = cached_row(name, self.steps, config)
+        kept = self.store.row(row.key)
+        if kept is None:
+            made = self.make(row)
+            psnr = clip_psnr_db(made.pictures, self.reference)
+            kept = {
+                "rel_l1_thresh": scale,
+                "compute_fraction": [round(s.compute_fraction, 6) for s in made.summaries],
+                "psnr_db": [round(value, 4) for value in psnr],
+                "config": config.to_dict(),
+            }
+            self.store.save_row(row.key, kept)
+        return kept
+
+    def sweep(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a variant around the compute fractions of interest, scales rising."""
+        from benchmark.moreg_report import FRACTIONS
+
+        def measure(scale: float) -> list[float]:
+            fractions = self.row(name, scale)["compute_fraction"]
+            return [fmean(fractions[clip] for clip in clips) for clips in self.groups.values()]
+
+        return [self.row(name, scale) for scale in sweep_scales(measure, FRACTIONS)]
+
+    def results(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Clips, sweeps and both comparisons; ``entries`` are the clips' prompts and seeds."""
+        from benchmark.moreg_report import comparisons
+
+        sweeps = {name: self.sweep(name) for name in self.variants}
+        fast = set(self.groups["fast"])
+        clips = [
+            {**entry, "motion": round(motion, 6), "half": "fast" if clip in fast else "slow"}
+            for clip, (entry, motion) in enumerate(zip(entries, self.motion, strict=True))
+        ]
+        return {"clips": clips, **comparisons(sweeps, self.groups), "sweeps": sweeps}
+
+
+def study_settings(given: Namespace) -> Settings:
+    """The settings of the clips; raises `BenchmarkError` for what is wrong."""
+    if not 0 < given.moreg_divisor < math.inf:
+        raise BenchmarkError(f"--moreg_divisor: must be above 0, got {given.moreg_divisor:g}")
+    arguments = ["--model_type=opensora", f"--output_dir={given.output_dir}"]
+    arguments += ["--resume"] if given.resume else []
+    settings = read_settings([*arguments, *passed_on(given, PASSED_ON)])
+    if settings.num_prompts is not None and settings.num_prompts < 2:
+        raise BenchmarkError("--num_prompts: two halves need at least 2")
+    return settings
+
+
+def run(argv: Sequence[str], console: Console) -> None:
+    """Sweep both variants, then write ``results.json`` and ``report.md``."""
+    given = make_parser().parse_args(argv)
+    settings = study_settings(given)
+
+    from tqdm.auto import tqdm
+
+    from benchmark.cache_execute import _identity
+    from benchmark.generate import generate_row
+    from benchmark.loading import fingerprint, load_documented, load_prompts
+    from benchmark.moreg_report import render, tables
+    from benchmark.plan import method_config
+    from benchmark.report import environment
+    from benchmark.runner import Workbench, threads
+    from benchmark.store import Store, write_json, write_text
+
+    store = Store(settings.output_dir)
+    store.check(settings.resume)
+    config = method_config("Ada", load_documented(settings), {})
+    load_prompts(settings)
+    console.print(f"Loading {settings.model}")
+    bench = Workbench(settings)
+    identity = _identity(settings, fingerprint, threads(settings))
+    store.open({**identity, "moreg_divisor": given.moreg_divisor}, settings.resume)
+
+    with tqdm(desc="clips", unit="clip", smoothing=0.05) as bar:
+
+        def make(row: Any) -> Any:
+            scale = "" if row.config is None else f" {row.config.rel_l1_thresh:g}"
+            bar.set_postfix_str(row.name + scale)
+            return generate_row(bench.pipe, settings, row, bench.entries, bar.update)
+
+        study = Study(
+            store,
+            make,
+            steps=settings.num_inference_steps[0],
+            config=config,
+            moreg_divisor=given.moreg_divisor,
+        )
+        results = study.results(bench.entries)
+    document = {
+        "schema": 1,
+        "environment": environment(bench),
+        "settings": settings.to_dict(),
+        "moreg_divisor": given.moreg_divisor,
+        **results,
+    }
+    write_text(store.report, render(document))
+    write_json(store.results, document)
+    for table in tables(document):
+        console.print(table.rich())
+    console.print(f"Report: {store.report}", soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for a mistake of the user's, 130 if interrupted."""
+    console = Console()
+    console.width = max(console.width, 130)  # tables are not to be cut off
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv, console))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(main())

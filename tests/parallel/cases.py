@@ -92,10 +92,17 @@ CASES = [
     case("flux-pipeline", FAST, STAGES, exact=False),  # each stage decides for its own blocks
     case("flux-pipeline", TEA, STAGES, patches=2, exact=False),
     case("flux-pipeline", NEVER_REUSE, STAGES, patches=2, exact=False),
+    *(case("flux-pipeline", method, STAGES) for method in (AUTO, FB | CORRECTED, FAST | CORRECTED)),
+    case("flux-pipeline", AUTO, STAGES, "interrupted"),
+    case("flux-pipeline", TEA | CORRECTED, STAGES, "shapes"),
+    case("flux-pipeline", AUTO, STAGES, patches=2, rival=0.25, exact=False),
+    case("flux-pipeline", FB | CORRECTED, STAGES, patches=2, rival=0.5, exact=False),
+    case("flux-pipeline", TEA | CORRECTED, STAGES, patches=2, rival=0.25, exact=False),
     # Rows of the latents, or branches, given to the wrapper.
     *(case("pixart-pipeline", method, ULYSSES) for method in (TEA, AUTO)),
     *(case("pixart-pipeline", method, CFG) for method in (FB, AUTO)),
-    case("pixart-pipeline", TEA, STAGES),
+    *(case("pixart-pipeline", method, STAGES) for method in (TEA, AUTO)),
+    case("pixart-pipeline", TEA | CORRECTED, STAGES, patches=2, exact=False),
     # Sequence parallelism of this package's own model.
     *(case("opensora", method, ULYSSES) for method in (FB, TEA, AUTO, FAST | CORRECTED)),
     case("opensora", TEA, ULYSSES, width=5),
@@ -108,4 +115,6 @@ CASES = [
     case("flux1", FB, ULYSSES | DATA, "replicas"),
     # Here xfuser repeats the text on every rank, so its result is not that of one process.
     case("flux-pipeline", TEA, STAGES | ULYSSES, exact=False),
+    case("flux-pipeline", AUTO, STAGES | ULYSSES, patches=2, exact=False),
+    case("flux-pipeline", AUTO, STAGES | ULYSSES, "misconfigured", exact=False),
 ]

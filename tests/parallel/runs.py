@@ -1,6 +1,7 @@
 """Runs one case on this rank, and the same case in this process alone."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -330,21 +331,21 @@ def make_pipeline(transformer: Any) -> FluxPipeline:
     return pipe
 
 
-def call_pipeline(pipe: Any, steps: int = STEPS) -> Tensor:
+def call_pipeline(pipe: Any, size: int = 8) -> Tensor:
     """Latents on every rank, wherever the pipeline has left them."""
     generator = torch.Generator().manual_seed(3)
     out = pipe(
         prompt_embeds=torch.randn(1, TEXT_TOKENS, 16, generator=generator),
         pooled_prompt_embeds=torch.randn(1, 16, generator=generator),
-        height=8,
+        height=size,
         width=8,
-        num_inference_steps=steps,
+        num_inference_steps=STEPS,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
         max_sequence_length=TEXT_TOKENS,
     )
     last = torch.distributed.get_world_size() - 1
-    latents = torch.empty(1, 16, 8) if out is None else out.images.contiguous()
+    latents = torch.empty(1, 2 * size, 8) if out is None else out.images.contiguous()
     torch.distributed.broadcast(latents, src=last)
     return latents
 
@@ -356,13 +357,69 @@ def run_flux_pipeline(case: Case) -> dict[str, Any]:
     ENGINE_CONFIG.runtime_config.warmup_steps = 2 if patches else STEPS
     ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = patches or 1
     parallel = xFuserFluxPipeline(make_pipeline(make_tiny_flux()), ENGINE_CONFIG)
-    return compared(
-        case,
-        parallel,
-        make_pipeline(make_tiny_flux()),
-        lambda pipe, _: call_pipeline(pipe),
-        scheduler=lambda pipe: None,
-    )
+    if case.scenario == "misconfigured":
+        return raised_in_stages(case, parallel)
+    runs_before = {"interrupted": interrupt, "shapes": lambda pipe: call_pipeline(pipe, size=16)}
+
+    def run(pipe: Any, cached: Any) -> Tensor:
+        if cached and case.scenario in runs_before:
+            runs_before[case.scenario](pipe)
+        return call_pipeline(pipe)
+
+    alone = make_pipeline(make_tiny_flux())
+    result = compared(case, parallel, alone, run, scheduler=lambda pipe: None)
+    if "rival" in case.options:
+        result["rival"] = plain_method(case, parallel)
+    return result
+
+
+def interrupt(pipe: Any) -> None:
+    """A run that all ranks leave after the same step; the first stage takes in what is under way."""
+    from xfuser.core.distributed import get_pp_group
+
+    if type(pipe) is FluxPipeline:
+        return
+    forward, calls = pipe._backbone_forward, count(1)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        pipe._interrupt = next(calls) == INTERRUPTED_AFTER
+        return forward(*args, **kwargs)
+
+    pipe._backbone_forward = counted
+    call_pipeline(pipe)
+    assert next(calls) == INTERRUPTED_AFTER + 1
+    pipe._backbone_forward = forward
+    if get_pp_group().world_size > 1 and get_pp_group().is_first_rank:
+        get_pp_group().pipeline_recv()
+
+
+def plain_method(case: Case, pipe: Any) -> dict[str, Any]:
+    """The base method without correction, against the uncached run."""
+    expected = call_pipeline(pipe)
+    name = case.cache["use_cache"].replace("Auto", "Tea")
+    enable_cache(pipe, CacheConfig(use_cache=name, rel_l1_thresh=case.options["rival"]))
+    found = difference(call_pipeline(pipe), expected)
+    compute_fraction = cache_summary(pipe).compute_fraction
+    disable_cache(pipe)
+    return {"difference": found, "compute_fraction": compute_fraction}
+
+
+def raised_in_stages(case: Case, pipe: Any) -> dict[str, Any]:
+    """The error that the run ends in on every rank; afterwards the pipeline works as before."""
+    other = {"adacorr_tolerance": 1e-9} if torch.distributed.get_rank() == 1 else {}
+    plain = call_pipeline(pipe)
+    enable_cache(pipe, CacheConfig(**case.cache | other), check_ranks=True)
+    message = None
+    try:
+        call_pipeline(pipe)
+    except distributed.RankMismatchError as error:
+        message = str(error)
+    disable_cache(pipe)
+    return {
+        "raised": message,
+        "difference": difference(call_pipeline(pipe), plain),
+        "enabled": is_cache_enabled(pipe),
+    }
 
 
 def make_pixart(pipeline_class: Any = PixArtAlphaPipeline) -> Any:
@@ -404,8 +461,9 @@ def call_pixart(pipe: Any) -> Tensor:
 def run_pixart(case: Case) -> dict[str, Any]:
     from xfuser import xFuserPixArtAlphaPipeline
 
-    ENGINE_CONFIG.runtime_config.warmup_steps = STEPS
-    ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = 1
+    patches = case.options.get("patches")
+    ENGINE_CONFIG.runtime_config.warmup_steps = 2 if patches else STEPS
+    ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = patches or 1
     return compared(
         case,
         xFuserPixArtAlphaPipeline(make_pixart(), ENGINE_CONFIG),

@@ -99,12 +99,19 @@ class Generation:
 
     trace: Trace
     branches: dict[str, Branch] = field(default_factory=dict)
+    passed_on: dict[str, Tensor] = field(default_factory=dict)
+    """Pipeline stages: the streams beside the output stream, as last computed."""
     peak_bytes: int = 0
+
+    def forget(self) -> None:
+        """Let go of all tensors; the trace stays."""
+        self.branches.clear()
+        self.passed_on = {}
 
     def measure_memory(self, shared: Sequence[Tensor] = ()) -> None:
         """Note what is held now; ``shared`` belongs to no branch."""
         branches = [(b.method_state, b.correction_state) for b in self.branches.values()]
-        held = tensor_bytes([branches, list(shared)])
+        held = tensor_bytes([branches, self.passed_on, list(shared)])
         self.peak_bytes = max(self.peak_bytes, held)
 
     def summary(self) -> CacheSummary:

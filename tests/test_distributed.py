@@ -212,6 +212,22 @@ def test_ring_attention_is_cached(tmp_path):
     subprocess.run([*command, *script, *options, str(tmp_path / "out")], check=True, timeout=300)
 
 
+@named("faithful")
+def test_correction_under_stale_patches_is_closer_to_the_uncached_run(reports, case):
+    """On the trained pipeline; PipeFusion's own staleness is in both runs."""
+    for report in reports(case):
+        methods = report["methods"]
+        plain = methods.pop(case.cache["use_cache"])
+        assert methods.keys() == {case.cache["use_cache"] + "+AdaCorrection", "Auto"}
+        for corrected in methods.values():
+            assert corrected["compute"] < 0.35
+            assert corrected["compute"] < 1.05 * plain["compute"]
+            assert corrected["error"] < 0.6 * plain["error"]
+    for name in methods:
+        first, last = ([c[:3] for c in r["methods"][name]["decisions"]] for r in reports(case))
+        assert first == last
+
+
 def test_cases_have_names_of_their_own():
     assert len({case.name for case in CASES}) == len(CASES)
 

@@ -24,8 +24,8 @@ class CallRecord:
     """True if every block was computed."""
     reason: str
     """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``branch`` (another
-    branch of the step was computed, and the sampler is replayed), ``stage`` (the first pipeline
-    stage refreshed), or ``reuse``."""
+    branch of the step was computed, and the sampler is replayed), ``patches`` (PipeFusion splits
+    the latents next), ``stage`` (the first pipeline stage refreshed), or ``reuse``."""
     weight: float | None = None
     """Correction weight w in [0, 1]."""
     temporal: float | None = None

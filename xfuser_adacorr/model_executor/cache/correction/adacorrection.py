@@ -129,6 +129,10 @@ class AdaCorrection:
         weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
         return Score(weight, drift, expected, error)
 
+    def forced(self, step: Step) -> str | None:
+        """Reason (`CallRecord.reason`) to compute a call for more than its own sake."""
+        return "branch" if self.compensation.needs_refresh(step) else None
+
     def reuse(self, history: History, step: Step, score: Score, dtype: torch.dtype) -> Tensor:
         """Return the forecast ``[B, N, C]`` for the call at ``step``."""
         history.accumulated_error = score.accumulated_error

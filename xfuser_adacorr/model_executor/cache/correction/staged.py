@@ -35,6 +35,10 @@ class StagedCorrection(AdaCorrection):
         history.found_by = None
         return [*(torch.tensor(x) for x in found), history.latents.square().sum()]
 
+    def forced(self, step: Step) -> str | None:
+        """Patches begin with histories of their own, so what is owed is paid before."""
+        return "patches" if self.stage.ends_warmup(step) else None
+
     def reuse(
         self, history: History, step: Step, score: Score | None, dtype: torch.dtype
     ) -> Tensor | None:

@@ -78,6 +78,12 @@ class PipelineStage:
         state = _runtime_state()
         return state.runtime_config.warmup_steps if state.patch_mode else 0
 
+    def ends_warmup(self, step: Step) -> bool:
+        """Whether the latents are whole for the last time, and patches come next."""
+        state = _runtime_state()
+        is_last = step.index == state.runtime_config.warmup_steps - 1
+        return is_last and step.remaining > 1 and not state.patch_mode
+
     # -- decisions -------------------------------------------------------------------------------
 
     def pass_on(self, verdict: Verdict | None) -> None:

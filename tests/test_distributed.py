@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,30 @@ def test_stale_patches_without_a_hit_are_xfusers_own(reports):
         assert contexts == {"default", "default#0", "default#1"}
         assert len(report["decisions"]) == 2 + 2 * (STEPS - 2)
         assert report["changed"] == 0.0
+
+
+def test_a_failing_rank_ends_all_with_its_own_message():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    process = subprocess.Popen(
+        [*command, "--nproc_per_node", "2", "-m", "tests.parallel.failing"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        start = None
+        text = ""
+        for line in process.stdout:
+            text += line
+            start = start or ("both are running" in line and time.monotonic())
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+    assert "ValueError: rank 1 has run out of luck" in text
+    assert time.monotonic() - start < 60.0
 
 
 @pytest.mark.gpu

@@ -407,7 +407,7 @@ def run_trained(case: Case) -> dict[str, Any]:
 
 
 def interrupt(pipe: Any) -> None:
-    """A run that all ranks leave after the same step; the first stage takes in what is under way."""
+    """A run that all ranks leave after the same step; what is under way then is taken in."""
     from xfuser.core.distributed import get_pp_group
 
     if type(pipe) is FluxPipeline:

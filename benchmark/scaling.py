@@ -228,8 +228,8 @@ def report(rows: list[dict[str, Any]], machine: Machine, fraction: float) -> str
         + ".",
         "",
         f"Replicas of {machine.sequence_degree} ranks, asked for {machine.load:g} pictures a "
-        "second. Busy: load over capacity; above 100 % pictures pile up. The last column is what the "
-        "decisions' share would be if they were reduced over all GPUs.",
+        "second. Busy: load over capacity; above 100 % pictures pile up. The last column is what "
+        "the decisions' share would be if they were reduced over all GPUs.",
         "",
         "| GPUs | replicas | s a picture: uncached, cached | pictures/s: uncached, cached "
         "| busy: uncached, cached | decisions' share | over all GPUs |",

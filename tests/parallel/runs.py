@@ -337,8 +337,16 @@ def make_pipeline(transformer: Any) -> FluxPipeline:
 
 def call_pipeline(pipe: Any, size: int = 8) -> Tensor:
     """Latents on every rank, wherever the pipeline has left them."""
+    out = sample_pipeline(pipe, size)
+    last = torch.distributed.get_world_size() - 1
+    latents = torch.empty(1, 2 * size, 8) if out is None else out.images.contiguous()
+    torch.distributed.broadcast(latents, src=last)
+    return latents
+
+
+def sample_pipeline(pipe: Any, size: int = 8) -> Any:
     generator = torch.Generator().manual_seed(3)
-    out = pipe(
+    return pipe(
         prompt_embeds=torch.randn(1, TEXT_TOKENS, 16, generator=generator),
         pooled_prompt_embeds=torch.randn(1, 16, generator=generator),
         height=size,
@@ -348,10 +356,6 @@ def call_pipeline(pipe: Any, size: int = 8) -> Tensor:
         generator=torch.Generator().manual_seed(0),
         max_sequence_length=TEXT_TOKENS,
     )
-    last = torch.distributed.get_world_size() - 1
-    latents = torch.empty(1, 2 * size, 8) if out is None else out.images.contiguous()
-    torch.distributed.broadcast(latents, src=last)
-    return latents
 
 
 def run_flux_pipeline(case: Case) -> dict[str, Any]:
@@ -419,9 +423,9 @@ def interrupt(pipe: Any) -> None:
         return forward(*args, **kwargs)
 
     pipe._backbone_forward = counted
-    call_pipeline(pipe)
+    sample_pipeline(pipe)
     assert next(calls) == INTERRUPTED_AFTER + 1
-    pipe._backbone_forward = forward
+    del pipe._backbone_forward
     if get_pp_group().world_size > 1 and get_pp_group().is_first_rank:
         get_pp_group().pipeline_recv()
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +22,7 @@ if __package__ in (None, ""):
 METHODS = ("None", "Fast", "Tea+AdaCorrection", "Auto")
 SIZES = (1, 2, 4)
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
+DEGREES = (1, 2, 4, 8, 16, 32, 64)
 GROUP_SECONDS = 900
 
 
@@ -37,42 +38,86 @@ class Machine:
     """2 * 12e9 parameters * tokens, and 4 * tokens^2 * channels a block for attention."""
     flops_a_second: float = 4e14
     """Sustained, of one GPU."""
+    node_gpus: int = 8
     bytes_a_second: float = 3e11
     """Of one GPU to the others of its node."""
+    bytes_a_second_between_nodes: float = 5e10
+    """Of one GPU to those of other nodes."""
     message_seconds: float = 1e-5
     """Latency of a collective within a node, and of each doubling beyond it."""
     read_seconds: float = 2e-5
     """Until a decision is on the host."""
+    other_seconds: float = 0.15
+    """A picture's text encoders and VAE, which every rank runs by itself and no cache shortens."""
+    load: float = 40.0
+    """Pictures a second that are asked for."""
     sequence_degree: int = 8
     """Devices that share a picture; more make replicas."""
+
+    def message(self, ranks: int) -> float:
+        """Latency of a collective: that of a node, and as much for each doubling of nodes."""
+        if ranks == 1:
+            return 0.0
+        return self.message_seconds * (1 + max(math.log2(ranks / self.node_gpus), 0.0))
 
     def step_seconds(self) -> float:
         """A computed step: blocks, and four all-to-alls (q, k, v, out) a block."""
         degree = self.sequence_degree
         moved = self.tokens * self.channels * 2 / degree * (degree - 1) / degree
-        exchange = 4 * (self.message_seconds + moved / self.bytes_a_second)
+        within = degree <= self.node_gpus
+        speed = self.bytes_a_second if within else self.bytes_a_second_between_nodes
+        exchange = 4 * (self.message(degree) + moved / speed)
         compute = self.flops_a_step / degree / self.flops_a_second
         return compute + self.blocks * exchange
 
     def decision_seconds(self, ranks: int) -> float:
         """One reduction of 64 bytes over ``ranks`` and one read."""
-        doublings = max(math.log2(ranks / self.sequence_degree), 0.0)
-        return self.message_seconds * (1 + doublings) + self.read_seconds
+        return self.message(ranks) + self.read_seconds
+
+    def picture_seconds(self, compute_fraction: float | None) -> float:
+        """One picture, with a cache's compute fraction or without a cache."""
+        steps = self.steps * self.step_seconds()
+        if compute_fraction is not None:
+            own = self.steps * self.decision_seconds(self.sequence_degree)
+            steps = compute_fraction * steps + own
+        return self.other_seconds + steps
 
     def row(self, gpus: int, compute_fraction: float) -> dict[str, float]:
-        """Seconds a picture, pictures a second; decisions in their group, or over all GPUs."""
-        own = self.steps * self.decision_seconds(self.sequence_degree)
-        uncached = self.steps * self.step_seconds()
-        cached = compute_fraction * uncached + own
+        """Replicas under the load; decisions in their group, or over all GPUs."""
+        uncached, cached = self.picture_seconds(None), self.picture_seconds(compute_fraction)
+        replicas = gpus // self.sequence_degree
+        own, world = (self.decision_seconds(n) for n in (self.sequence_degree, gpus))
         return {
             "gpus": gpus,
-            "replicas": gpus // self.sequence_degree,
+            "replicas": replicas,
             "uncached_s": uncached,
             "cached_s": cached,
-            "pictures_per_s": gpus / self.sequence_degree / cached,
-            "decision_share": own / cached,
-            "world_decision_share": self.steps * self.decision_seconds(gpus) / cached,
+            "uncached_pictures_per_s": replicas / uncached,
+            "cached_pictures_per_s": replicas / cached,
+            "uncached_busy": self.load * uncached / replicas,
+            "cached_busy": self.load * cached / replicas,
+            "decision_share": self.steps * own / cached,
+            "world_decision_share": self.steps * world / (cached + self.steps * (world - own)),
         }
+
+    def degree_row(self, degree: int, compute_fraction: float) -> dict[str, float]:
+        """The same picture on so many ranks: what more of them, and what the cache, still gain."""
+        own = replace(self, sequence_degree=degree)
+        uncached, cached = own.picture_seconds(None), own.picture_seconds(compute_fraction)
+        return {
+            "degree": degree,
+            "uncached_s": uncached,
+            "cached_s": cached,
+            "speedup": uncached / cached,
+            "uncached_gpu_s": degree * uncached,
+            "cached_gpu_s": degree * cached,
+            "gpus_for_load_uncached": degree * math.ceil(self.load * uncached),
+            "gpus_for_load_cached": degree * math.ceil(self.load * cached),
+        }
+
+    def shortest_step(self, compute_fraction: float) -> float:
+        """Seconds of a step below which its decision costs more than the cache saves."""
+        return self.decision_seconds(self.sequence_degree) / (1 - compute_fraction)
 
 
 def measure(steps: int, repetitions: int) -> list[dict[str, Any]]:
@@ -182,17 +227,42 @@ def report(rows: list[dict[str, Any]], machine: Machine, fraction: float) -> str
         + ", ".join(f"{name} {value:g}" for name, value in asdict(machine).items())
         + ".",
         "",
-        "| GPUs | replicas | s a picture, uncached | cached | pictures/s | decisions' share "
-        "| share if over all GPUs |",
+        f"Replicas of {machine.sequence_degree} ranks, asked for {machine.load:g} pictures a "
+        "second. Busy: load over capacity; above 100 % pictures pile up. The last column is what "
+        "the decisions' share would be if they were reduced over all GPUs.",
+        "",
+        "| GPUs | replicas | s a picture: uncached, cached | pictures/s: uncached, cached "
+        "| busy: uncached, cached | decisions' share | over all GPUs |",
         "|---|---|---|---|---|---|---|",
     ]
     for gpus in GPUS:
         row = machine.row(gpus, fraction)
         lines.append(
-            f"| {gpus} | {row['replicas']} | {row['uncached_s']:.3f} | {row['cached_s']:.3f} "
-            f"| {row['pictures_per_s']:.1f} | {row['decision_share']:.2%} "
-            f"| {row['world_decision_share']:.2%} |"
+            f"| {gpus} | {row['replicas']} | {row['uncached_s']:.2f}, {row['cached_s']:.2f} "
+            f"| {row['uncached_pictures_per_s']:.1f}, {row['cached_pictures_per_s']:.1f} "
+            f"| {row['uncached_busy']:.0%}, {row['cached_busy']:.0%} "
+            f"| {row['decision_share']:.2%} | {row['world_decision_share']:.2%} |"
         )
+    lines += [
+        "",
+        "One picture on more ranks, and the GPUs that the load then needs:",
+        "",
+        "| ranks a picture | s: uncached, cached | gain by the cache "
+        "| GPU-seconds: uncached, cached | GPUs for the load: uncached, cached |",
+        "|---|---|---|---|---|",
+    ]
+    for degree in DEGREES:
+        row = machine.degree_row(degree, fraction)
+        lines.append(
+            f"| {degree} | {row['uncached_s']:.2f}, {row['cached_s']:.2f} | {row['speedup']:.2f} "
+            f"| {row['uncached_gpu_s']:.1f}, {row['cached_gpu_s']:.1f} "
+            f"| {row['gpus_for_load_uncached']}, {row['gpus_for_load_cached']} |"
+        )
+    lines += [
+        "",
+        f"A decision costs more than it saves where a step takes less than "
+        f"{machine.shortest_step(fraction) * 1e6:.0f} microseconds.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -201,6 +271,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--load", type=float, default=Machine.load, help="pictures a second")
     parser.add_argument("--compute_fraction", type=float, default=0.36, help="of the model's table")
     arguments = parser.parse_args()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
@@ -210,9 +281,11 @@ def main() -> None:
             path = arguments.output_dir / f"processes-{os.environ['WORLD_SIZE']}.json"
             path.write_text(json.dumps(rows))
         return
-    rows, machine = run_groups(arguments), Machine()
+    rows, machine = run_groups(arguments), Machine(load=arguments.load)
     modelled = [machine.row(gpus, arguments.compute_fraction) for gpus in GPUS]
+    degrees = [machine.degree_row(degree, arguments.compute_fraction) for degree in DEGREES]
     content = {"measured": rows, "assumed": asdict(machine), "modelled": modelled}
+    content["modelled_degrees"] = degrees
     (arguments.output_dir / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     (arguments.output_dir / "report.md").write_text(
         report(rows, machine, arguments.compute_fraction)

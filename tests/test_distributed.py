@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,30 @@ def test_stale_patches_without_a_hit_are_xfusers_own(reports):
         assert report["changed"] == 0.0
 
 
+def test_a_failing_rank_ends_all_with_its_own_message():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    process = subprocess.Popen(
+        [*command, "--nproc_per_node", "2", "-m", "tests.parallel.failing"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        start = None
+        text = ""
+        for line in process.stdout:
+            text += line
+            start = start or ("both are running" in line and time.monotonic())
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+    assert "ValueError: rank 1 has run out of luck" in text
+    assert time.monotonic() - start < 60.0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 NVIDIA GPUs")
 def test_ring_attention_is_cached(tmp_path):
@@ -210,6 +235,22 @@ def test_ring_attention_is_cached(tmp_path):
     script = [str(ROOT / "benchmark" / "cache_execute.py"), "--ring_degree", "2"]
     options = ["--cache_methods", "None", "Tea", "--num_prompts", "1", "--output_dir"]
     subprocess.run([*command, *script, *options, str(tmp_path / "out")], check=True, timeout=300)
+
+
+@named("faithful")
+def test_correction_under_stale_patches_is_closer_to_the_uncached_run(reports, case):
+    """On the trained pipeline; PipeFusion's own staleness is in both runs."""
+    for report in reports(case):
+        methods = report["methods"]
+        plain = methods.pop(case.cache["use_cache"])
+        assert methods.keys() == {case.cache["use_cache"] + "+AdaCorrection", "Auto"}
+        for corrected in methods.values():
+            assert corrected["compute"] < 0.35
+            assert corrected["compute"] < 1.05 * plain["compute"]
+            assert corrected["error"] < 0.6 * plain["error"]
+    for name in methods:
+        first, last = ([c[:3] for c in r["methods"][name]["decisions"]] for r in reports(case))
+        assert first == last
 
 
 def test_cases_have_names_of_their_own():

@@ -47,7 +47,9 @@ FB = {"use_cache": "Fb", "rel_l1_thresh": 0.5}
 TEA = {"use_cache": "Tea", "rel_l1_thresh": 0.25}
 FAST = {"use_cache": "Fast", "rel_l1_thresh": 0.1}
 AUTO = {"use_cache": "Auto", "adacorr_tolerance": 0.02}
-METHODS = (FB, TEA, FAST, AUTO, FB | CORRECTED, TEA | CORRECTED, FAST | CORRECTED)
+ADA = {"use_cache": "Ada", "rel_l1_thresh": 1.0, "codebook": ((0.05, 3), (0.5, 2))}
+PLAIN = (FB, TEA, FAST, ADA)
+METHODS = (*PLAIN, AUTO, *(method | CORRECTED for method in PLAIN))
 
 ULYSSES = {"ulysses_degree": 2}
 CFG = {"use_cfg_parallel": True}
@@ -77,9 +79,9 @@ CASES = [
     case("flux1", AUTO, ULYSSES, grid=5),
     # Branches of a guided batch on different ranks.
     *(case("flux1", method, CFG, batch=2) for method in (FB, AUTO, TEA | CORRECTED)),
-    *(case("branches", method, CFG) for method in (TEA, AUTO)),
+    *(case("branches", method, CFG) for method in (TEA, AUTO, TEA | CORRECTED)),
     # Replicas decide by themselves.
-    case("flux1", AUTO, DATA, "replicas"),
+    *(case("flux1", method, DATA, "replicas") for method in (AUTO, FB | CORRECTED)),
     # State of earlier runs.
     case("flux1", FB, ULYSSES, "interrupted"),
     case("flux1", AUTO, ULYSSES, "interrupted"),
@@ -92,10 +94,17 @@ CASES = [
     case("flux-pipeline", FAST, STAGES, exact=False),  # each stage decides for its own blocks
     case("flux-pipeline", TEA, STAGES, patches=2, exact=False),
     case("flux-pipeline", NEVER_REUSE, STAGES, patches=2, exact=False),
+    *(case("flux-pipeline", method, STAGES) for method in (AUTO, FB | CORRECTED, FAST | CORRECTED)),
+    case("flux-pipeline", AUTO, STAGES, "interrupted"),
+    case("flux-pipeline", TEA | CORRECTED, STAGES, "shapes"),
+    case("flux-pipeline", AUTO, STAGES, patches=2, exact=False),
+    case("flux-pipeline", FB | CORRECTED, STAGES, patches=2, exact=False),
+    case("trained", TEA, STAGES, "faithful"),
     # Rows of the latents, or branches, given to the wrapper.
     *(case("pixart-pipeline", method, ULYSSES) for method in (TEA, AUTO)),
     *(case("pixart-pipeline", method, CFG) for method in (FB, AUTO)),
-    case("pixart-pipeline", TEA, STAGES),
+    *(case("pixart-pipeline", method, STAGES) for method in (TEA, AUTO)),
+    case("pixart-pipeline", TEA | CORRECTED, STAGES, patches=2, exact=False),
     # Sequence parallelism of this package's own model.
     *(case("opensora", method, ULYSSES) for method in (FB, TEA, AUTO, FAST | CORRECTED)),
     case("opensora", TEA, ULYSSES, width=5),
@@ -108,4 +117,6 @@ CASES = [
     case("flux1", FB, ULYSSES | DATA, "replicas"),
     # Here xfuser repeats the text on every rank, so its result is not that of one process.
     case("flux-pipeline", TEA, STAGES | ULYSSES, exact=False),
+    case("flux-pipeline", AUTO, STAGES | ULYSSES, patches=2, exact=False),
+    case("flux-pipeline", AUTO, STAGES | ULYSSES, "misconfigured", exact=False),
 ]

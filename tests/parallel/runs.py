@@ -1,6 +1,8 @@
 """Runs one case on this rank, and the same case in this process alone."""
 
 from collections.abc import Callable
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +28,13 @@ from xfuser_adacorr import (
     is_cache_enabled,
 )
 from xfuser_adacorr.core import distributed
+from xfuser_adacorr.model_executor.cache.xfuser_adapters.launch import parallelise
 
 ENGINE_CONFIG: Any = None
 """xfuser's, of the degrees that the processes have joined for."""
 
+RIVAL = {"use_cache": "Auto", "adacorr_tolerance": 0.015}
+TRAINED = Path(__file__).resolve().parents[2] / "benchmark" / "pipelines" / "flux"
 INTERRUPTED_AFTER = 5
 PERTURBED_STEP = 6
 
@@ -330,23 +335,27 @@ def make_pipeline(transformer: Any) -> FluxPipeline:
     return pipe
 
 
-def call_pipeline(pipe: Any, steps: int = STEPS) -> Tensor:
+def call_pipeline(pipe: Any, size: int = 8) -> Tensor:
     """Latents on every rank, wherever the pipeline has left them."""
+    out = sample_pipeline(pipe, size)
+    last = torch.distributed.get_world_size() - 1
+    latents = torch.empty(1, 2 * size, 8) if out is None else out.images.contiguous()
+    torch.distributed.broadcast(latents, src=last)
+    return latents
+
+
+def sample_pipeline(pipe: Any, size: int = 8) -> Any:
     generator = torch.Generator().manual_seed(3)
-    out = pipe(
+    return pipe(
         prompt_embeds=torch.randn(1, TEXT_TOKENS, 16, generator=generator),
         pooled_prompt_embeds=torch.randn(1, 16, generator=generator),
-        height=8,
+        height=size,
         width=8,
-        num_inference_steps=steps,
+        num_inference_steps=STEPS,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
         max_sequence_length=TEXT_TOKENS,
     )
-    last = torch.distributed.get_world_size() - 1
-    latents = torch.empty(1, 16, 8) if out is None else out.images.contiguous()
-    torch.distributed.broadcast(latents, src=last)
-    return latents
 
 
 def run_flux_pipeline(case: Case) -> dict[str, Any]:
@@ -356,13 +365,87 @@ def run_flux_pipeline(case: Case) -> dict[str, Any]:
     ENGINE_CONFIG.runtime_config.warmup_steps = 2 if patches else STEPS
     ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = patches or 1
     parallel = xFuserFluxPipeline(make_pipeline(make_tiny_flux()), ENGINE_CONFIG)
-    return compared(
-        case,
-        parallel,
-        make_pipeline(make_tiny_flux()),
-        lambda pipe, _: call_pipeline(pipe),
-        scheduler=lambda pipe: None,
-    )
+    if case.scenario == "misconfigured":
+        return raised_in_stages(case, parallel)
+    runs_before = {"interrupted": interrupt, "shapes": lambda pipe: call_pipeline(pipe, size=16)}
+
+    def run(pipe: Any, cached: Any) -> Tensor:
+        if cached and case.scenario in runs_before:
+            runs_before[case.scenario](pipe)
+        return call_pipeline(pipe)
+
+    alone = make_pipeline(make_tiny_flux())
+    return compared(case, parallel, alone, run, scheduler=lambda pipe: None)
+
+
+def run_trained(case: Case) -> dict[str, Any]:
+    """Stale patches of the small trained pipeline, where forecasts are worth something."""
+    runtime = ENGINE_CONFIG.runtime_config
+    runtime.warmup_steps = 1
+    ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = 2
+    pipe = parallelise(FluxPipeline.from_pretrained(TRAINED), ENGINE_CONFIG)
+    pipe.set_progress_bar_config(disable=True)
+
+    def run() -> Tensor:
+        out = pipe(
+            prompt="a red circle and a blue square on a green background",
+            num_inference_steps=28,
+            height=64,
+            width=64,
+            max_sequence_length=pipe.tokenizer_2.model_max_length,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+        latents = torch.empty(1, 64, 32) if out is None else out.images.contiguous()
+        torch.distributed.broadcast(latents, src=torch.distributed.get_world_size() - 1)
+        return latents
+
+    plain, found = run(), {}
+    for options in (case.cache, {**case.cache, "enable_adacorrection": True}, RIVAL):
+        config = CacheConfig(**options)
+        enable_cache(pipe, config, check_ranks=True)
+        error, fraction = difference(run(), plain), cache_summary(pipe).compute_fraction
+        found[config.name] = {"error": error, "compute": fraction, "decisions": decisions(pipe)}
+        disable_cache(pipe)
+    return {"methods": found}
+
+
+def interrupt(pipe: Any) -> None:
+    """A run that all ranks leave after the same step; what is under way then is taken in."""
+    from xfuser.core.distributed import get_pp_group
+
+    if type(pipe) is FluxPipeline:
+        return
+    forward, calls = pipe._backbone_forward, count(1)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        pipe._interrupt = next(calls) == INTERRUPTED_AFTER
+        return forward(*args, **kwargs)
+
+    pipe._backbone_forward = counted
+    sample_pipeline(pipe)
+    assert next(calls) == INTERRUPTED_AFTER + 1
+    del pipe._backbone_forward
+    if get_pp_group().world_size > 1 and get_pp_group().is_first_rank:
+        get_pp_group().pipeline_recv()
+
+
+def raised_in_stages(case: Case, pipe: Any) -> dict[str, Any]:
+    """The error that the run ends in on every rank; afterwards the pipeline works as before."""
+    other = {"adacorr_tolerance": 1e-9} if torch.distributed.get_rank() == 1 else {}
+    plain = call_pipeline(pipe)
+    enable_cache(pipe, CacheConfig(**case.cache | other), check_ranks=True)
+    message = None
+    try:
+        call_pipeline(pipe)
+    except distributed.RankMismatchError as error:
+        message = str(error)
+    disable_cache(pipe)
+    return {
+        "raised": message,
+        "difference": difference(call_pipeline(pipe), plain),
+        "enabled": is_cache_enabled(pipe),
+    }
 
 
 def make_pixart(pipeline_class: Any = PixArtAlphaPipeline) -> Any:
@@ -404,8 +487,9 @@ def call_pixart(pipe: Any) -> Tensor:
 def run_pixart(case: Case) -> dict[str, Any]:
     from xfuser import xFuserPixArtAlphaPipeline
 
-    ENGINE_CONFIG.runtime_config.warmup_steps = STEPS
-    ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = 1
+    patches = case.options.get("patches")
+    ENGINE_CONFIG.runtime_config.warmup_steps = 2 if patches else STEPS
+    ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = patches or 1
     return compared(
         case,
         xFuserPixArtAlphaPipeline(make_pixart(), ENGINE_CONFIG),
@@ -439,6 +523,7 @@ FAMILIES: dict[str, Callable[[Case], dict[str, Any]]] = {
     "flux1": run_flux1,
     "branches": run_branches,
     "flux-pipeline": run_flux_pipeline,
+    "trained": run_trained,
     "pixart-pipeline": run_pixart,
     "opensora": run_opensora,
 }

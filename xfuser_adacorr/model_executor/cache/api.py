@@ -31,7 +31,7 @@ def _transformer_of(x: Any) -> nn.Module:
 
 def _clock_for(
     x: Any, scheduler: Any, config: CacheConfig, stage: PipelineStage | None
-) -> SchedulerClock | TimestepClock | StageClock:
+) -> SchedulerClock | TimestepClock:
     if scheduler is None and isinstance(x, nn.Module):
         if stage is not None:
             raise ValueError("scheduler must be given under PipeFusion, or enable it on a pipeline")
@@ -48,7 +48,7 @@ def _clock_for(
         )
     if config.enable_adacorrection and config.adacorr_mode == "adaptive":
         check_sampler(current)
-    return SchedulerClock(get_stepper) if stage is None else StageClock(get_stepper)
+    return SchedulerClock(get_stepper) if stage is None else StageClock(get_stepper, stage)
 
 
 def _scope_for(

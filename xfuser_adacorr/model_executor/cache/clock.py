@@ -69,8 +69,15 @@ class SchedulerClock:
         return True
 
     def locate(self, calls: int, timestep: float | None, last: Step | None) -> Step:
+        return self._at(self._counted() if timestep is None else self._looked_up(timestep, last))
+
+    def _at(self, index: int) -> Step:
         schedule, total = self.schedule, len(self._timesteps)
-        index = self._counted(total) if timestep is None else self._looked_up(timestep, last)
+        if index >= total:
+            raise RuntimeError(
+                f"the scheduler has finished its {total} steps; call set_timesteps before "
+                "calling the transformer again, or enable the cache on the transformer alone"
+            )
         return Step(
             index,
             schedule.sigmas[index],
@@ -80,16 +87,9 @@ class SchedulerClock:
             followed=schedule.followed[index],
         )
 
-    def _counted(self, total: int) -> int:
+    def _counted(self) -> int:
         index = self.scheduler.step_index
-        if index is None:
-            index = self.scheduler.begin_index or 0
-        if index >= total:
-            raise RuntimeError(
-                f"the scheduler has finished its {total} steps; call set_timesteps before "
-                "calling the transformer again, or enable the cache on the transformer alone"
-            )
-        return index
+        return (self.scheduler.begin_index or 0) if index is None else index
 
     def _looked_up(self, timestep: float, last: Step | None) -> int:
         """Index of the nearest timestep; of equal ones (PNDM) the first after the last call."""

@@ -24,8 +24,8 @@ class CallRecord:
     """True if every block was computed."""
     reason: str
     """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``branch`` (another
-    branch of the step was computed, and the sampler is replayed), ``stage`` (the first pipeline
-    stage refreshed), or ``reuse``."""
+    branch of the step was computed, and the sampler is replayed), ``patches`` (PipeFusion splits
+    the latents next), ``stage`` (the first pipeline stage refreshed), or ``reuse``."""
     weight: float | None = None
     """Correction weight w in [0, 1]."""
     temporal: float | None = None
@@ -99,12 +99,19 @@ class Generation:
 
     trace: Trace
     branches: dict[str, Branch] = field(default_factory=dict)
+    passed_on: dict[str, Tensor] = field(default_factory=dict)
+    """Pipeline stages: the streams beside the output stream, as last computed."""
     peak_bytes: int = 0
+
+    def forget(self) -> None:
+        """Let go of all tensors; the trace stays."""
+        self.branches.clear()
+        self.passed_on = {}
 
     def measure_memory(self, shared: Sequence[Tensor] = ()) -> None:
         """Note what is held now; ``shared`` belongs to no branch."""
         branches = [(b.method_state, b.correction_state) for b in self.branches.values()]
-        held = tensor_bytes([branches, list(shared)])
+        held = tensor_bytes([branches, self.passed_on, list(shared)])
         self.peak_bytes = max(self.peak_bytes, held)
 
     def summary(self) -> CacheSummary:

@@ -56,6 +56,5 @@ def reason_for(
         return "base"
     if call.score is not None and call.score.weight >= 1.0:
         return "offset"
-    if correction is not None and correction.compensation.needs_refresh(call.step):
-        return "branch"
-    return "reuse"
+    forced = correction.forced(call.step) if correction is not None else None
+    return forced or "reuse"

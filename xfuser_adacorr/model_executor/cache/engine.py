@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from xfuser_adacorr.config import CacheConfig
-from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS, DecisionScope
+from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS, DecisionScope, RankMismatchError
 
 from .blocks import BlockRunner, bind_arguments, sample_of
 from .clock import SchedulerClock, TimestepClock
 from .context import Branch, CacheSummary, CallRecord, Generation, Trace, layout_of
 from .correction import make_correction
 from .decision import ActiveCall, reason_for
-from .diffusers_adapters.registry import ModelFamily
+from .diffusers_adapters.registry import ModelFamily, Streams, config_of
 from .intercept import InterceptedCall, handler_of, intercept, release
 from .methods import METHOD_CLASSES
 from .methods.base import BlockCall, Signal, Verdict
@@ -61,19 +61,21 @@ class CacheEngine:
         self.clock = clock
         self.scope = scope
         self.stage = stage
-        """Place in a pipeline whose first stage decides; None: this rank decides."""
+        """Place in a pipeline of stages; None: this rank runs all blocks."""
         self.method = METHOD_CLASSES[config.use_cache](
             config, family, transformer, signal_only=config.enable_adacorrection
         )
         self.method.max_sums = MAX_REDUCED_SUMS if scope.is_parallel else None
-        if stage is not None and config.use_cache in FOLLOWED_METHODS and not stage.is_first:
-            self.method = Follower(self.method)
         self.correction = None
         """Made for every generation, since the pipeline's scheduler may change."""
         self.adaptive = config.enable_adacorrection and config.adacorr_mode == "adaptive"
+        self.led = stage is not None and (self.adaptive or config.use_cache in FOLLOWED_METHODS)
+        """The first pipeline stage decides for all."""
+        if self.led and not stage.is_first:
+            self.method = Follower(self.method)
         self.literal = config.enable_adacorrection and config.adacorr_mode == "literal"
-        self.decides_outside = self.adaptive and config.use_cache == "Auto"
-        """The decision needs nothing from inside the transformer."""
+        self.decides_outside = self.adaptive and config.use_cache == "Auto" and stage is None
+        """The decision needs nothing from inside the transformer, and nor does what stands in."""
         self.blocks = BlockRunner(transformer, family)
         self.context_name = DEFAULT_CONTEXT
         self.generation: Generation | None = None
@@ -124,7 +126,7 @@ class CacheEngine:
         if self.adaptive and self.correction is not None:
             self.correction.compensation.release()
         if self.generation is not None:
-            self.generation.branches.clear()
+            self.generation.forget()
             self.finished, self.generation = self.generation, None
 
     def summary(self) -> CacheSummary:
@@ -135,7 +137,12 @@ class CacheEngine:
     def _begin_generation(self) -> None:
         self.reset()
         self.generation = Generation(Trace(self.config.name))
-        self.correction = make_correction(self.config, self.family, self.clock)
+        channels = None
+        if self.stage is not None:
+            channels = config_of(self.transformer)["in_channels"]
+        self.correction = make_correction(
+            self.config, self.family, self.clock, self.stage, channels
+        )
 
     def _branch(self, latents: Tensor) -> Branch:
         """The state of this call's branch, new where none can be continued."""
@@ -194,7 +201,21 @@ class CacheEngine:
             out = self.correction.blend_block(active.branch.correction_state, call, fresh, record)
         else:
             out = self.method.run_block(state, call, active.verdict)
+        if self.led and call.is_last and not self.stage.is_last:
+            out = self._passed_on(out, record.refreshed)
         return self.blocks.result(index, out)
+
+    def _passed_on(self, out: Streams, refreshed: bool) -> Streams:
+        """What this stage's last block returns: beside the output stream no stale streams.
+
+        xfuser sends the text with the first patch alone, for all patches of the step: where that
+        patch is reused, the next stage still needs text that went through the blocks.
+        """
+        if refreshed:
+            names = out.keys() - {self.family.output_stream}
+            self.generation.passed_on = {name: out[name] for name in names}
+            return out
+        return {**out, **self.generation.passed_on}
 
     def _decide(self, call: ActiveCall, block_call: BlockCall | None) -> None:
         """Read everything the decision needs at once, then refresh or reuse."""
@@ -202,7 +223,7 @@ class CacheEngine:
         signal = Signal()
         if block_call is not None:
             signal = self.method.probe(call.branch.method_state, block_call)
-        unread = history.unread if self.correction else []
+        unread = self.correction.unread(history) if self.correction else []
         drift = self.correction.drift_sums(history, call.latents) if self.adaptive else []
         timestep = []
         if self.clock.needs_timestep:
@@ -226,15 +247,17 @@ class CacheEngine:
         if last is not None and not self.clock.continues(last, call.step):
             self._restart(call, block_call, time)
         self.method.begin_call(call.branch.method_state, call.step)
-        if self.follows:
-            self._record(call, self.stage.receive())
-            return
         verdict = None
-        if call.branch.calls > 0:
+        if call.branch.calls > 0 and not self.follows:
             verdict = self.method.verdict(call.branch.method_state, sums, local)
             if drifted:
                 call.score = self.correction.score(history, drifted, call.step)
-        self._record(call, verdict)
+        try:
+            self._record(call, self.stage.receive() if self.follows else verdict)
+        except RankMismatchError as error:
+            if self.led:
+                self.stage.pass_on_failure(str(error), block_call.streams, self.family)
+            raise
 
     def _restart(self, call: ActiveCall, block_call: BlockCall | None, time: float | None) -> None:
         """A new run began unannounced: nothing of the old one may be used."""
@@ -259,7 +282,7 @@ class CacheEngine:
         """Note the decision in the trace, and tell the base method."""
         step, score, reason = call.step, call.score, self._reason(call, verdict)
         record = CallRecord(call.branch.name, step.index, step.sigma, reason != "reuse", reason)
-        if verdict is not None and not self.decides_outside:
+        if verdict is not None:
             record.base_signal = verdict.signal
         if score is not None:
             record.weight = score.weight
@@ -268,13 +291,13 @@ class CacheEngine:
         self.method.settle(call.branch.method_state, verdict, record.refreshed)
         call.record, call.verdict = record, None if record.refreshed else verdict
         self.generation.trace.calls.append(record)
-        if self.stage is not None and self.config.use_cache in FOLLOWED_METHODS:
-            self.stage.pass_on(call.verdict)
         self._check_ranks(call, verdict)
+        if self.led:
+            self.stage.pass_on(call.verdict)
 
     def _check_ranks(self, call: ActiveCall, verdict: Verdict | None) -> None:
         """Raise on all ranks if one decided differently, before anything can hang."""
-        if not self.scope.check_ranks:
+        if not self.scope.check_ranks or self.follows:  # what they follow has been compared
             return
         record, blocks = call.record, verdict.run_blocks if verdict is not None else None
         decision = (call.branch.calls, record.step_index, record.reason, blocks)
@@ -315,7 +338,7 @@ class CacheEngine:
         self.correction.compensation.called(step, record.refreshed)
         if not record.refreshed:
             sample = self.correction.reuse(history, step, call.score, call.branch.output_dtype)
-            return self.family.make_output(sample, return_dict)
+            return output if sample is None else self.family.make_output(sample, return_dict)
         fresh = (self.family.read_output or sample_of)(output)
         call.branch.output_dtype = fresh.dtype
         sample = self.correction.refresh(history, call.latents, fresh, step, call.score, record)

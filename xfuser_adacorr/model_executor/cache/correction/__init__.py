@@ -2,6 +2,7 @@
 
 import logging
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from xfuser_adacorr.config import CacheConfig
 from xfuser_adacorr.model_executor.cache.clock import SchedulerClock, TimestepClock
@@ -12,6 +13,10 @@ from .adacorrection import AdaCorrection
 from .compensation import Compensation, EulerCompensation
 from .literal import LiteralCorrection
 from .replay import ReplayCompensation
+from .staged import StagedCorrection
+
+if TYPE_CHECKING:
+    from xfuser_adacorr.model_executor.cache.xfuser_adapters.pipefusion import PipelineStage
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +33,12 @@ def _warn_uncompensated(scheduler_name: str, circumstance: str) -> None:
     )
 
 
-def make_compensation(clock: SchedulerClock | TimestepClock) -> Compensation:
+def make_compensation(
+    clock: SchedulerClock | TimestepClock, stage: "PipelineStage | None" = None
+) -> Compensation:
     """What suits the clock's scheduler; Euler steps are assumed where it is not known.
+
+    Of pipeline stages the last one compensates, since it steps the scheduler.
 
     Raises `ValueError` for a scheduler that AdaCorrection cannot correct under.
     """
@@ -37,21 +46,33 @@ def make_compensation(clock: SchedulerClock | TimestepClock) -> Compensation:
     if scheduler is None:
         return EulerCompensation()
     check_sampler(scheduler)
+    if stage is not None and not stage.is_last:
+        return Compensation()
     name, mending = type(scheduler).__name__, mending_of(scheduler)
     if mending == "output":
         return EulerCompensation()
     if mending == "replay":
         return ReplayCompensation(
-            clock.stepper, clock.schedule.timesteps, partial(_warn_uncompensated, name)
+            clock.stepper,
+            clock.schedule.timesteps,
+            partial(_warn_uncompensated, name),
+            in_patches=lambda: stage is not None and bool(stage.patch),
         )
     _warn_uncompensated(name, "")
     return Compensation()
 
 
 def make_correction(
-    config: CacheConfig, family: ModelFamily, clock: SchedulerClock | TimestepClock
+    config: CacheConfig,
+    family: ModelFamily,
+    clock: SchedulerClock | TimestepClock,
+    stage: "PipelineStage | None" = None,
+    latent_channels: int | None = None,
 ) -> AdaCorrection | LiteralCorrection | None:
-    """The correction that ``config`` asks for, for one generation on the clock's schedule."""
+    """The correction that ``config`` asks for, for one generation on the clock's schedule.
+
+    ``latent_channels`` has to be given with a pipeline's ``stage``.
+    """
     if not config.enable_adacorrection:
         return None
     weights = {"gamma": config.adacorr_gamma, "lambda_": config.adacorr_lambda}
@@ -60,9 +81,11 @@ def make_correction(
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
     tolerance = config.adacorr_tolerance or default
-    return AdaCorrection(
-        **weights,
-        tolerance=tolerance,
-        compensation=make_compensation(clock),
-        followed=family.followed,
-    )
+    options = {
+        "tolerance": tolerance,
+        "compensation": make_compensation(clock, stage),
+        "followed": family.followed,
+    }
+    if stage is not None:
+        return StagedCorrection(stage, latent_channels, **weights, **options)
+    return AdaCorrection(**weights, **options)

@@ -62,6 +62,8 @@ class History:
     """What the last refresh found, to be read with the next decision."""
     unread_temporal: float | None = None
     unread_record: CallRecord | None = None
+    found_by: int | None = None
+    """First of several pipeline stages: the refreshed call of which the last one tells more."""
     debt: Any = None
     """The compensation's own state."""
 
@@ -97,11 +99,15 @@ class AdaCorrection:
             return []
         return [*l2_sums(latents, history.latents), token_std_sum(latents), history.spatial]
 
+    def unread(self, history: History) -> list[Tensor]:
+        """What the last refresh found, to be read with this decision."""
+        return history.unread
+
     def learn(self, history: History, sums: list[float]) -> None:
-        """Take in what the last refresh found (the values of ``history.unread``)."""
+        """Take in what the last refresh found (the values of `unread`)."""
         error, velocity, latents = sums
         history.velocity_to_latents = root_ratio(velocity, latents)
-        if history.v1 is not None:
+        if not math.isnan(error):
             found = root_ratio(error, velocity)
             history.unread_record.found_offset = found
             if history.unread_temporal is not None:
@@ -123,11 +129,19 @@ class AdaCorrection:
         weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
         return Score(weight, drift, expected, error)
 
+    def forced(self, step: Step) -> str | None:
+        """Reason (`CallRecord.reason`) to compute a call for more than its own sake."""
+        return "branch" if self.compensation.needs_refresh(step) else None
+
     def reuse(self, history: History, step: Step, score: Score, dtype: torch.dtype) -> Tensor:
         """Return the forecast ``[B, N, C]`` for the call at ``step``."""
+        history.accumulated_error = score.accumulated_error
+        return self.forecast(history, step, dtype)
+
+    def forecast(self, history: History, step: Step, dtype: torch.dtype) -> Tensor:
+        """Return the line through the last two computed outputs at ``step``."""
         weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
         self.compensation.reused(history, step, weights)
-        history.accumulated_error = score.accumulated_error
         return self._line(history, weights).to(dtype)
 
     def refresh(
@@ -140,25 +154,41 @@ class AdaCorrection:
         record: CallRecord,
     ) -> Tensor:
         """Store a computed output ``[B, N, C]`` and return it, compensated for skipped calls."""
+        result, found = self.take_output(history, output, step, latents.shape[-1])
+        self.take_latents(history, latents, score, record)
+        history.unread = [*found, history.latents.square().sum()]
+        return result
+
+    def take_output(
+        self, history: History, output: Tensor, step: Step, channels: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Store a computed output; ``channels`` are those of the latents.
+
+        Returns the output, compensated for skipped calls, and the squared norms of the error that
+        the forecast would have had (NaN without one to compare) and of what it is relative to.
+        """
         fresh = output.detach().to(torch.float32, copy=True)
         result = self.compensation.refreshed(history, output, fresh, step)
-        channels = latents.shape[-1]
-        error = torch.zeros((), device=fresh.device)
-        if history.v0 is not None:
+        error = torch.full((), math.nan, device=fresh.device)
+        moved = history.v0 is not None and history.sigma0 != step.coordinate
+        if moved or history.v1 is not None:
             weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
             missed = self.followed(fresh - self._line(history, weights), channels)
             error = missed.square().sum()
-        history.latents = latents.detach().to(torch.float32, copy=True)
-        history.spatial = token_std_sum(history.latents)
-        if history.v0 is not None and history.sigma0 != step.coordinate:
+        if moved:
             history.v1, history.sigma1 = history.v0, history.sigma0
         history.v0, history.sigma0 = fresh, step.coordinate
-        velocity = self.followed(fresh, channels)
-        history.unread = [error, velocity.square().sum(), history.latents.square().sum()]
+        return result, [error, self.followed(fresh, channels).square().sum()]
+
+    def take_latents(
+        self, history: History, latents: Tensor, score: Score | None, record: CallRecord
+    ) -> None:
+        """Measure drift from these latents on."""
+        history.latents = latents.detach().to(torch.float32, copy=True)
+        history.spatial = token_std_sum(history.latents)
         history.unread_temporal = None if score is None else score.drift.temporal
         history.unread_record = record
         history.accumulated_error = 0.0
-        return result
 
     @staticmethod
     def _line(history: History, weights: tuple[float, float]) -> Tensor:

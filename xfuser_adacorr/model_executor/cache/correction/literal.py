@@ -47,6 +47,10 @@ class LiteralCorrection:
     def new_state(self) -> LiteralState:
         return LiteralState()
 
+    def unread(self, state: LiteralState) -> list[Tensor]:
+        """Scalars to be read with the next decision."""
+        return state.unread
+
     def learn(self, state: LiteralState, weights: list[float]) -> None:
         """Note the mean weight over the blocks of the last call in its record."""
         state.unread_record.weight = sum(weights) / len(weights)

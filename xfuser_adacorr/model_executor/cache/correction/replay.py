@@ -76,6 +76,7 @@ class ReplayCompensation(Compensation):
         stepper: Any,
         timesteps: list[float] | None,
         warn: Callable[[str], None],
+        in_patches: Callable[[], bool] = lambda: False,
     ) -> None:
         self.stepper, self.scheduler = stepper, unwrapped(stepper)
         self._holders = [stepper] if stepper is self.scheduler else [stepper, self.scheduler]
@@ -84,6 +85,8 @@ class ReplayCompensation(Compensation):
         self._host_timesteps = timesteps
         self._timesteps = self.scheduler.timesteps
         self._warn = warn
+        self._in_patches = in_patches
+        """Whether the sampler is stepped for one patch of the latents after the other."""
         self._calls: list[tuple[Step, bool]] = []
         """Step and outcome of the transformer's calls since the last step."""
         if handler_of(stepper) is not None:  # of a generation that was never ended
@@ -135,9 +138,15 @@ class ReplayCompensation(Compensation):
             raise
 
     def _can_replay(self, arguments: dict[str, Any], calls: list[tuple[Step, bool]]) -> bool:
-        """False for a step of another schedule, of another model, or one that draws noise."""
+        """False for a step of another schedule, of another model, or one that draws noise.
+
+        Patches share one sampler, whose state cannot be set back for one of them alone.
+        """
         if any(arguments.get(name) for name in STOCHASTIC_ARGUMENTS):
             self._warn(" with noise added in each step")
+            return False
+        if self._in_patches():
+            self._warn(" in PipeFusion's patches")
             return False
         return bool(calls) and self.scheduler.timesteps is self._timesteps
 

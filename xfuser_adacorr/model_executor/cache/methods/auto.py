@@ -21,7 +21,7 @@ class Auto(BaseMethod):
         return Signal()
 
     def verdict(self, state: None, sums: list[float], local: list[float]) -> Verdict:
-        return Verdict(True, 0.0)
+        return Verdict(True, None)
 
     def settle(self, state: None, verdict: Verdict | None, refreshed: bool) -> None:
         pass

@@ -1,17 +1,22 @@
 """PipeFusion: each stage holds some of the blocks and is called once per step and patch.
 
-The first stage decides, from its own blocks' signal; the decision goes along the pipeline from
-stage to stage as two numbers, and every stage reuses its own blocks under it. `Fast` decides block
-by block, which each stage can do for itself.
+The first stage decides, from its own blocks' signal and the latents' drift; the decision goes along
+the pipeline from stage to stage, and every stage reuses its own blocks under it. With AdaCorrection
+the last stage forecasts the output, and tells the first what its refreshes found. `Fast` alone
+decides block by block, which each stage can do for itself.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xfuser_adacorr.model_executor.cache.clock import Step
+from xfuser_adacorr.core.distributed import RankMismatchError
+from xfuser_adacorr.model_executor.cache.clock import SchedulerClock, Step
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BaseMethod,
     BlockCall,
@@ -20,26 +25,43 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
     Verdict,
 )
 from xfuser_adacorr.model_executor.cache.methods.tea import Tea, TeaState
-from xfuser_adacorr.model_executor.cache.samplers import unwrapped
 
 from .outbox import Outbox
 
-PIPEFUSION_METHODS = ("Fb", "Tea", "Fast")
+PIPEFUSION_METHODS = ("Fb", "Tea", "Fast", "Auto")
 FOLLOWED_METHODS = ("Fb", "Tea")
-"""Methods with one decision for all blocks, made by the first stage."""
+"""Methods with one decision for all blocks, made by the first stage; with AdaCorrection all are."""
+
+REFRESH, REUSE, FAILURE = range(3)
+"""What the first stage tells the others about a call."""
+
+_tickets = count(1)
 
 
 class PipelineStage:
-    """This rank's place among the stages, and the decision's way along them."""
+    """This rank's place among the stages, and what decisions send along them.
+
+    Two messages, through the host's memory: a decision is needed there, and the device's streams
+    hold the activations. `pass_on` goes to the next stage for every call (24 bytes), `send_found`
+    from the last stage to the first for refreshed calls (24 bytes). A found offset that nobody has
+    asked for, of a run that was interrupted or before the latents were split into patches, is
+    skipped by its ticket.
+    """
 
     def __init__(self, group: Any) -> None:
         self._group = group
         """xfuser's ``PipelineGroupCoordinator``."""
         self._outbox = Outbox()
+        self.ticket = 0
+        """Of the present call; the first stage never gives one out twice."""
 
     @property
     def is_first(self) -> bool:
         return self._group.is_first_rank
+
+    @property
+    def is_last(self) -> bool:
+        return self._group.is_last_rank
 
     @property
     def patch(self) -> str:
@@ -47,29 +69,99 @@ class PipelineStage:
 
         Each has a state of its own.
         """
-        from xfuser.core.distributed import get_runtime_state
-
-        state = get_runtime_state()
+        state = _runtime_state()
         return f"#{state.pipeline_patch_idx}" if state.patch_mode else ""
+
+    @property
+    def first_step(self) -> int:
+        """Step of the first call about this part of the latents."""
+        state = _runtime_state()
+        return state.runtime_config.warmup_steps if state.patch_mode else 0
+
+    def ends_warmup(self, step: Step) -> bool:
+        """Whether the latents are whole for the last time, and patches come next."""
+        state = _runtime_state()
+        is_last = step.index == state.runtime_config.warmup_steps - 1
+        return is_last and step.remaining > 1 and not state.patch_mode
+
+    # -- decisions -------------------------------------------------------------------------------
 
     def pass_on(self, verdict: Verdict | None) -> None:
         """Send what was decided to the next stage, if there is one; None is a refresh."""
-        if self._group.is_last_rank:
+        if self.is_first:
+            self.ticket = next(_tickets)
+        signal = math.nan if verdict is None or verdict.signal is None else verdict.signal
+        self._tell(REFRESH if verdict is None else REUSE, signal)
+
+    def pass_on_failure(self, message: str, streams: Streams, family: ModelFamily) -> None:
+        """Have all later stages raise `RankMismatchError` too; ``streams`` are of a block here.
+
+        They listen once they are called, and xfuser calls them when it has received activations.
+        """
+        if self.is_last:
             return
-        signal = 0.0 if verdict is None else verdict.signal
-        message = torch.tensor([verdict is not None, signal], dtype=torch.float64)
-        # Through the host: a decision is needed there, and device streams hold the activations.
-        work = torch.distributed.isend(
-            message, dst=self._group.next_rank, group=self._group.cpu_group
-        )
-        self._outbox.keep(work, message)
+        text = torch.frombuffer(bytearray(message.encode()), dtype=torch.uint8)
+        self._tell(FAILURE, float(len(text)))
+        self._send(text, self._group.next_rank)
+        others = [x for name, x in streams.items() if name != family.output_stream]
+        self._send_activations(streams[family.output_stream], others)
 
     def receive(self) -> Verdict | None:
         """What the stage before this one was told, or decided."""
-        message = torch.empty(2, dtype=torch.float64)
+        ticket, outcome, signal = self._receive(torch.empty(3, dtype=torch.float64)).tolist()
+        self.ticket = int(ticket)
+        if outcome == FAILURE:
+            text = self._receive(torch.empty(int(signal), dtype=torch.uint8))
+            raise RankMismatchError(bytes(text.tolist()).decode())
+        known = None if math.isnan(signal) else signal
+        return Verdict(True, known) if outcome == REUSE else None
+
+    # -- found offsets ---------------------------------------------------------------------------
+
+    def send_found(self, sums: Sequence[float]) -> None:
+        """Send the first stage two sums about the present call."""
+        message = torch.tensor([self.ticket, *sums], dtype=torch.float64)
+        self._send(message, self._group.next_rank)  # stages are in a ring
+
+    def receive_found(self, ticket: int) -> list[float]:
+        """The two sums about the call of this ticket; what was sent before it is skipped."""
+        while True:
+            found, *sums = self._receive(torch.empty(3, dtype=torch.float64)).tolist()
+            if found == ticket:
+                return sums
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def _tell(self, outcome: int, signal: float) -> None:
+        if not self.is_last:
+            message = torch.tensor([self.ticket, outcome, signal], dtype=torch.float64)
+            self._send(message, self._group.next_rank)
+
+    def _send(self, message: Tensor, rank: int) -> None:
+        work = torch.distributed.isend(message, dst=rank, group=self._group.cpu_group)
+        self._outbox.keep(work, message)
+
+    def _receive(self, message: Tensor) -> Tensor:
         torch.distributed.recv(message, src=self._group.prev_rank, group=self._group.cpu_group)
-        reuse, signal = message.tolist()
-        return Verdict(True, signal) if reuse else None
+        return message
+
+    def _send_activations(self, hidden: Tensor, others: Sequence[Tensor]) -> None:
+        """Send what xfuser's pipelines do after a call, in their order and by their names."""
+        state = _runtime_state()
+        if not state.patch_mode:
+            self._group.pipeline_send(hidden)
+            for x in others:
+                self._group.pipeline_send(x, name="encoder_hidden_state")
+            return
+        for x in others if state.pipeline_patch_idx == 0 else ():
+            self._group.pipeline_isend(x, name="encoder_hidden_states")
+        self._group.pipeline_isend(hidden, segment_idx=state.pipeline_patch_idx)
+
+
+def _runtime_state() -> Any:
+    from xfuser.core.distributed import get_runtime_state
+
+    return get_runtime_state()
 
 
 class Follower(BaseMethod):
@@ -77,7 +169,7 @@ class Follower(BaseMethod):
 
     def __init__(self, method: BaseMethod) -> None:
         self.family = method.family
-        self.signal_only = False
+        self.signal_only = method.signal_only
 
     def new_state(self) -> TeaState:
         return TeaState()
@@ -95,40 +187,14 @@ class Follower(BaseMethod):
         return Tea.run_block(self, state, call, verdict)
 
 
-class StageClock:
-    """Looks a call's timestep up in the schedule: only the last stage steps its scheduler."""
+class StageClock(SchedulerClock):
+    """Counts the calls about each part of the latents: only the last stage steps its scheduler."""
 
-    needs_timestep = True
-    schedule = None
+    needs_timestep = False
 
-    def __init__(self, get_stepper: Callable[[], Any]) -> None:
-        self._get_stepper = get_stepper
-        self._made: Tensor | None = None
-        self._timesteps: list[float] = []
-        self._sigmas: list[float] = []
-
-    @property
-    def scheduler(self) -> Any:
-        return unwrapped(self._get_stepper())
-
-    def run_began(self) -> bool:
-        """True once for every ``set_timesteps``: it makes new tensors for each generation."""
-        scheduler = self.scheduler
-        if scheduler.timesteps is self._made:
-            return False
-        self._made = scheduler.timesteps
-        self._timesteps, self._sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
-        return True
+    def __init__(self, get_stepper: Callable[[], Any], stage: PipelineStage) -> None:
+        super().__init__(get_stepper)
+        self._stage = stage
 
     def locate(self, calls: int, timestep: float | None, last: Step | None) -> Step:
-        whole = float(self.scheduler.config.num_train_timesteps)
-        _, index = min(
-            (abs(timestep * scale - t), index)
-            for scale in (1.0, whole)  # some transformers are given the timestep's fraction
-            for index, t in enumerate(self._timesteps)
-        )
-        remaining = len(self._timesteps) - index
-        return Step(index, self._sigmas[index], self._sigmas[index + 1], remaining)
-
-    def continues(self, last: Step, step: Step) -> bool:
-        return step.index > last.index
+        return self._at(self._stage.first_step if last is None else last.index + 1)

@@ -90,15 +90,13 @@ def check_config(config: CacheConfig, scope: DecisionScope, stage: PipelineStage
             "numbers of tokens"
         )
     literal = config.enable_adacorrection and config.adacorr_mode == "literal"
-    if scope.is_parallel and literal:
+    if (scope.is_parallel or stage is not None) and literal:
         raise ValueError(
             "adacorr_mode must be 'adaptive' where ranks share a sample: the literal blend weighs "
             "each rank's own tokens"
         )
-    if stage is None:
-        return
-    if config.use_cache not in PIPEFUSION_METHODS or config.enable_adacorrection:
+    if stage is not None and config.use_cache not in PIPEFUSION_METHODS:
         raise ValueError(
-            f"under PipeFusion the cache must be one of {', '.join(PIPEFUSION_METHODS)} without "
-            f"AdaCorrection, which needs latents and output on one rank; got {config.name}"
+            f"under PipeFusion the cache must be one of {', '.join(PIPEFUSION_METHODS)}, with or "
+            f"without AdaCorrection, since the first stage decides; got {config.name}"
         )

@@ -10,8 +10,10 @@ from xfuser_adacorr.model_executor.cache.samplers import COMPENSATED, check_samp
 
 from .adacorrection import AdaCorrection
 from .compensation import Compensation, EulerCompensation
+from .forecast import OutputForecast
 from .literal import LiteralCorrection
 from .replay import ReplayCompensation
+from .targets import ComputeTarget, FidelityTarget, Target, TargetCalibration
 
 logger = logging.getLogger(__name__)
 
@@ -49,20 +51,43 @@ def make_compensation(clock: SchedulerClock | TimestepClock) -> Compensation:
 
 
 def make_correction(
-    config: CacheConfig, family: ModelFamily, clock: SchedulerClock | TimestepClock
-) -> AdaCorrection | LiteralCorrection | None:
-    """The correction that ``config`` asks for, for one generation on the clock's schedule."""
+    config: CacheConfig,
+    family: ModelFamily,
+    clock: SchedulerClock | TimestepClock,
+    *,
+    measures: bool = True,
+    calibration: TargetCalibration | None = None,
+) -> OutputForecast | LiteralCorrection | None:
+    """The correction that ``config`` asks for, for one generation on the clock's schedule.
+
+    Unless it ``measures``, the calls to compute are given, and only their values are corrected.
+    ``calibration`` is for targets, None without one.
+    """
     if not config.enable_adacorrection:
-        return None
+        return OutputForecast(Compensation()) if config.forecasts_output else None
     weights = {"gamma": config.adacorr_gamma, "lambda_": config.adacorr_lambda}
     if config.adacorr_mode == "literal":
         return LiteralCorrection(**weights, stream=family.output_stream)
+    compensation = make_compensation(clock)
+    if not measures:
+        return OutputForecast(compensation)
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
-    tolerance = config.adacorr_tolerance or default
     return AdaCorrection(
         **weights,
-        tolerance=tolerance,
-        compensation=make_compensation(clock),
+        tolerance=config.adacorr_tolerance or default,
+        compensation=compensation,
         followed=family.followed,
+        target=None if calibration is None else make_target(config, calibration, clock),
+        relation=None if calibration is None else calibration.relation,
     )
+
+
+def make_target(
+    config: CacheConfig, calibration: TargetCalibration, clock: SchedulerClock | TimestepClock
+) -> Target:
+    """The target that ``config`` sets, for one generation."""
+    if config.compute_target is not None:
+        return ComputeTarget(config.compute_target, calibration.profile, clock)
+    allowed = calibration.relation.error(config.target_psnr)
+    return FidelityTarget(allowed, calibration.profile, clock)

@@ -7,9 +7,8 @@ fresh outputs for the skipped calls and has the difference compensated (`.compen
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,14 @@ from xfuser_adacorr.core.offset import (
     error_scale,
     offset_score,
 )
-from xfuser_adacorr.core.signals import l2_sums, root_ratio, token_std_sum
+from xfuser_adacorr.core.signals import l2_sums, ratio, root_ratio, token_std_sum
+from xfuser_adacorr.core.targets import PsnrRelation
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
 
 from .compensation import Compensation, EulerCompensation
+from .forecast import OutputForecast, Outputs
+from .targets import Pace, Target
 
 FIRST_DRIFT_LIMIT = 0.5
 """In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
@@ -41,35 +43,31 @@ class Score:
     drift: Drift
     expected_offset: float | None
     accumulated_error: float
+    tolerance: float
 
 
 @dataclass(slots=True)
-class History:
-    """Refreshes of one branch; tensors are float32 copies in the latents' shape."""
+class History(Outputs):
+    """Refreshes of one branch, and what they found."""
 
     latents: Tensor | None = None
     spatial: Tensor | None = None
     """Sum over tokens of the channel deviation of ``latents`` (scalar)."""
-    v0: Tensor | None = None
-    v1: Tensor | None = None
-    sigma0: float = 0.0
-    """`Step.coordinate` of ``v0``, which is sigma for flow matching."""
-    sigma1: float | None = None
     kappa: float | None = None
     velocity_to_latents: float = 0.0
     accumulated_error: float = 0.0
-    unread: list[Tensor] = field(default_factory=list)
-    """What the last refresh found, to be read with the next decision."""
     unread_temporal: float | None = None
     unread_record: CallRecord | None = None
-    debt: Any = None
-    """The compensation's own state."""
+    unread_line: tuple[Step, int] | None = None
+    """Where the last refresh found the offset of a line, and the step index of the one before."""
+    pace: Pace = field(default_factory=Pace)
 
 
-class AdaCorrection:
+class AdaCorrection(OutputForecast):
     """The adaptive mode: forecast, refresh rule, and what the refreshes found.
 
-    ``compensation`` pays what reused calls owe, as the sampler allows.
+    ``compensation`` pays what reused calls owe, as the sampler allows; a ``target`` steers the
+    tolerance in place of the fixed one.
     """
 
     def __init__(
@@ -80,13 +78,18 @@ class AdaCorrection:
         tolerance: float,
         compensation: Compensation | None = None,
         followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
+        target: Target | None = None,
+        relation: PsnrRelation | None = None,
     ) -> None:
+        super().__init__(compensation or EulerCompensation())
         self.gamma = gamma
         self.lambda_ = lambda_
         self.tolerance = tolerance
-        self.compensation = compensation or EulerCompensation()
         self.followed = followed
         """(output, channels of the latents) -> the part of it that the sampler follows."""
+        self.target = target
+        self.relation = relation
+        """From the expected errors of a run to its PSNR."""
 
     def new_state(self) -> History:
         return History(debt=self.compensation.new_debt())
@@ -106,42 +109,70 @@ class AdaCorrection:
             history.unread_record.found_offset = found
             if history.unread_temporal is not None:
                 history.kappa = error_scale(found, history.unread_temporal) or history.kappa
-        history.unread, history.unread_record = [], None
+        if self.target is not None and history.unread_line is not None and history.kappa:
+            step, since = history.unread_line
+            velocity = history.velocity_to_latents
+            self.target.found(history.pace, step, since, history.kappa, velocity)
+        history.unread, history.unread_record, history.unread_line = [], None, None
 
     def score(self, history: History, sums: list[float], step: Step) -> Score:
         """Offset score and weight of answering the call at ``step`` from the cache."""
-        drift = Drift.from_sums(*sums)
-        if history.kappa is None:
-            error, expected = 0.0, None
-            relative = drift.temporal / (FIRST_DRIFT_LIMIT * math.sqrt(self.tolerance))
+        drift, kappa = Drift.from_sums(*sums), history.kappa
+        if kappa is None and self.target is not None:
+            kappa = self.target.prior_kappa(step, history.velocity_to_latents)
+        if kappa is None:
+            error, expected, tolerance = 0.0, None, self.tolerance
+            relative = drift.temporal / (FIRST_DRIFT_LIMIT * math.sqrt(tolerance))
         else:
-            expected = history.kappa * drift.temporal
+            expected = kappa * drift.temporal
             error = history.accumulated_error + displacement_error(
-                history.kappa, drift.temporal, step.followed, history.velocity_to_latents
+                kappa, drift.temporal, step.followed, history.velocity_to_latents
             )
-            relative = error / self.tolerance
+            tolerance = self._tolerance(history, step, kappa)
+            relative = ratio(error, tolerance)
         weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
-        return Score(weight, drift, expected, error)
+        return Score(weight, drift, expected, error, tolerance)
 
-    def reuse(self, history: History, step: Step, score: Score, dtype: torch.dtype) -> Tensor:
-        """Return the forecast ``[B, N, C]`` for the call at ``step``."""
-        weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
-        self.compensation.reused(history, step, weights)
+    def _tolerance(self, history: History, step: Step, kappa: float) -> float:
+        if self.target is None:
+            return self.tolerance
+        return self.target.tolerance(history.pace, step, kappa, history.velocity_to_latents)
+
+    def ruling(self, history: History, step: Step, reserved: int) -> str | None:
+        """A reason that settles the call, whatever its weight; ``reserved``: last calls forced."""
+        if self.target is None:
+            return None
+        return self.target.ruling(history.pace, step, reserved)
+
+    def grants(self, score: Score | None) -> bool:
+        """Whether a base method may have the refresh that it asks for."""
+        return self.target is None or score is None or self.target.grants(score.weight)
+
+    def reuse(
+        self, history: History, step: Step, score: Score | None, dtype: torch.dtype
+    ) -> Tensor:
         history.accumulated_error = score.accumulated_error
-        return self._line(history, weights).to(dtype)
+        return super().reuse(history, step, score, dtype)
 
-    def refresh(
+    def answered(self, history: History, step: Step, record: CallRecord) -> None:
+        if self.target is not None:
+            self.target.answered(history.pace, step, record)
+
+    def expected_psnr_db(self, histories: Iterable[History]) -> float | None:
+        if self.relation is None:
+            return None
+        errors = [history.pace.error + history.accumulated_error for history in histories]
+        return self.relation.psnr_db(max(errors))
+
+    def _measure(
         self,
         history: History,
         latents: Tensor,
-        output: Tensor,
+        fresh: Tensor,
         step: Step,
         score: Score | None,
         record: CallRecord,
-    ) -> Tensor:
-        """Store a computed output ``[B, N, C]`` and return it, compensated for skipped calls."""
-        fresh = output.detach().to(torch.float32, copy=True)
-        result = self.compensation.refreshed(history, output, fresh, step)
+    ) -> None:
         channels = latents.shape[-1]
         error = torch.zeros((), device=fresh.device)
         if history.v0 is not None:
@@ -150,17 +181,11 @@ class AdaCorrection:
             error = missed.square().sum()
         history.latents = latents.detach().to(torch.float32, copy=True)
         history.spatial = token_std_sum(history.latents)
-        if history.v0 is not None and history.sigma0 != step.coordinate:
-            history.v1, history.sigma1 = history.v0, history.sigma0
-        history.v0, history.sigma0 = fresh, step.coordinate
         velocity = self.followed(fresh, channels)
         history.unread = [error, velocity.square().sum(), history.latents.square().sum()]
         history.unread_temporal = None if score is None else score.drift.temporal
         history.unread_record = record
+        if history.v1 is not None:
+            history.unread_line = step, history.pace.refreshed_at
+        history.pace.error += history.accumulated_error
         history.accumulated_error = 0.0
-        return result
-
-    @staticmethod
-    def _line(history: History, weights: tuple[float, float]) -> Tensor:
-        a0, a1 = weights
-        return history.v0 if history.v1 is None else a0 * history.v0 + a1 * history.v1

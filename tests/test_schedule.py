@@ -271,8 +271,9 @@ def test_stored_schedule_says_what_it_is_not_for(tmp_path, sampler):
         run_cached(other, config)
     disable_cache(sampler.transformer)
     other = Loop(SCHEDULERS["dpm-2-flow"](), sampler.transformer)
+    enable_cache(other.transformer, config, scheduler=other.scheduler)
     with pytest.raises(ValueError, match="another sampler: .*class 'FlowMatchEulerDiscreteSched"):
-        run_cached(other, config)
+        other.run(STEPS)
 
 
 def test_options_of_the_sampler_matter(tmp_path, sampler):
@@ -280,8 +281,9 @@ def test_options_of_the_sampler_matter(tmp_path, sampler):
     assert (described["class"], described["solver_order"]) == ("DPMSolverMultistepScheduler", 3)
     config = stored_for(sampler, tmp_path / "s.json", sampler={**described, "solver_order": 2})
     loop = Loop(DPMSolverMultistepScheduler(solver_order=3), sampler.transformer)
+    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
     with pytest.raises(ValueError, match="another sampler: solver_order 2, not 3$"):
-        run_cached(loop, config)
+        loop.run(STEPS)
 
 
 @pytest.mark.parametrize("text", ["junk", "{}", '{"method": "Tea", "fingerprint": 1}'])

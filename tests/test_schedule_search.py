@@ -80,7 +80,7 @@ def test_moves_keep_step_0_and_the_number_of_refreshes():
     assert proposed[:2] == [(0, 3, 8), (0, 5, 8)]
     assert (0, 8, 10) in proposed  # the middle of the last gap
     assert all(len(set(s)) == 3 and s[0] == 0 and s[-1] < 12 for s in proposed)
-    assert len(set(proposed)) == len(proposed)
+    assert {(0, 5, 9), (0, 3, 7)} <= set(proposed)  # together with the one after it
 
 
 @pytest.mark.parametrize("start", [(), (1, 2), (0, 2, 2), (0, 14), (0, 3, 2)])

@@ -25,9 +25,11 @@ class _Spent(Exception):
 
 
 def moves(steps: Steps, step: int, num_steps: int) -> Iterator[Steps]:
-    """Sets with ``step`` moved: within its gap, nearest first, then into the other gaps' middles.
+    """Sets near ``steps`` that differ in where ``step`` is; step 0 stays, it is always computed.
 
-    Step 0 stays, since it is always computed.
+    First ``step`` alone: within its gap, nearest first, then in the middles of the other gaps, the
+    longest first. Then by one together with all refreshes after it, or before it, which changes one
+    gap and keeps the others.
     """
     rest = [other for other in steps if other != step]
     below = max(other for other in rest if other < step)
@@ -38,6 +40,12 @@ def moves(steps: Steps, step: int, num_steps: int) -> Iterator[Steps]:
     places += [(a + b) // 2 for a, b in gaps if b - a > 1 and a != below]
     for place in places:
         yield tuple(sorted([*rest, place]))
+    before, after = [s for s in steps[1:] if s <= step], [s for s in steps if s >= step]
+    for by in (1, -1):
+        for group in (before, after):
+            shifted = {*steps} - {*group} | {s + by for s in group}
+            if len(group) > 1 and len(shifted) == len(steps) and max(shifted) < num_steps:
+                yield tuple(sorted(shifted))
 
 
 def search_schedule(
@@ -52,7 +60,8 @@ def search_schedule(
 ) -> Found:
     """The set of refreshed steps with the highest score that exchanges lead to from the starts.
 
-    Refreshes are taken in seeded random order; the first move that improves the score is made.
+    Refreshes are taken in seeded random order; the first of their `moves` that improves the score
+    is made, until none does.
     The course depends on the scores and the seed alone: with the scores ``known`` from an
     interrupted search (each was handed to ``scored``) the search goes on as if it had not stopped.
 

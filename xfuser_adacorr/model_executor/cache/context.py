@@ -26,8 +26,8 @@ class CallRecord:
     refreshed: bool
     """True if every block was computed."""
     reason: str
-    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``budget`` (a target's
-    budget is just enough for all calls left), ``branch`` (another branch of the step was
+    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``budget`` (that
+    of a target is just enough for all calls left), ``branch`` (another branch of the step was
     computed), ``stage`` (the first pipeline stage refreshed), or ``reuse``."""
     weight: float | None = None
     """Correction weight w in [0, 1]."""

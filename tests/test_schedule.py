@@ -1,4 +1,4 @@
-"""Schedule: exactly the given steps are computed, under every stand-in, and stored ones are bound."""
+"""Schedule: exactly the given steps are computed; stored ones are bound to their run."""
 
 import json
 from dataclasses import replace

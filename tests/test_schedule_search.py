@@ -1,7 +1,7 @@
-"""The search for a schedule: it finds the optimum of a known score, and goes on where it stopped."""
+"""The search for a schedule: the optimum of a known score, and going on where it stopped."""
 
 import json
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 
@@ -16,7 +16,7 @@ def gap_cost(rates):
 
     def score(steps):
         ends = [*steps, STEPS]
-        return -sum(sum(rates[a + 1 : b]) ** 2 for a, b in zip(ends, ends[1:], strict=False))
+        return -sum(sum(rates[a + 1 : b]) ** 2 for a, b in pairwise(ends))
 
     return score
 

@@ -16,6 +16,8 @@ from xfuser_adacorr.model_executor.cache.context import CallRecord
 FIRST_ORDER_GAIN = 3.0
 """How much larger the error of the last value is taken to be than that of a line, while a second
 output is not known."""
+MEMORY = 0.5
+"""What earlier rates count at each further refresh, in the mean that is expected to go on."""
 BASE_SHARE = 0.5
 """Weight from which a base method's request for a refresh is granted."""
 
@@ -35,9 +37,9 @@ class Pace:
     error: float = 0.0
     """Expected errors of the gaps before the last refresh, added up."""
     measured: float = 0.0
-    """Sum of the measured rates over the gaps that lines were measured on."""
+    """Measured rates added up over the gaps that lines were measured on, earlier ones fading."""
     expected: float = 0.0
-    """The profile's sum over the same steps."""
+    """The profile's, added up alike."""
 
 
 class Target:
@@ -69,8 +71,8 @@ class Target:
     def found(self, pace: Pace, step: Step, since: int, kappa: float, velocity: float) -> None:
         """A refresh at ``step`` found ``kappa`` of a line, after one at index ``since``."""
         covered = self._between(since + 1, step.index + 1, step)
-        pace.measured += covered * self._ratio(step, kappa, velocity)
-        pace.expected += covered
+        pace.measured = MEMORY * pace.measured + covered * self._ratio(step, kappa, velocity)
+        pace.expected = MEMORY * pace.expected + covered
 
     def answered(self, pace: Pace, step: Step, record: CallRecord) -> None:
         """The call at ``step`` is over."""

@@ -11,6 +11,7 @@ from typing import Any
 from benchmark.families import DPM_SOLVER, EULER, Ode
 from benchmark.settings import CORRECTED, UNCACHED
 from xfuser_adacorr import CacheConfig
+from xfuser_adacorr.config import TARGETS
 
 SOLVERS = (EULER, DPM_SOLVER)
 """FLUX's: its own, and another."""
@@ -106,6 +107,8 @@ def method_config(
         for option, value in options.items()
         if (base != "Auto" if option == "rel_l1_thresh" else config.enable_adacorrection)
     }
+    if any(name in wanted for name in TARGETS):
+        wanted["adacorr_tolerance"] = None  # a target sets it
     return replace(config, **wanted)
 
 

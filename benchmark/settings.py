@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from benchmark.families import FAMILIES
 from xfuser_adacorr import METHODS
+from xfuser_adacorr.config import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 CORRECTED = "+AdaCorrection"
@@ -21,6 +22,7 @@ CACHE_OPTIONS = (
     "adacorr_lambda",
     "adacorr_tolerance",
     "adacorr_mode",
+    *TARGETS,
 )
 PATHS = (
     "model",
@@ -127,6 +129,13 @@ def _picture_size(text: str) -> int:
     return value
 
 
+def _share(text: str) -> float:
+    value = _number(float, 0, above=True)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be a share of at most 1, got {text}")
+    return value
+
+
 def _method(text: str) -> str:
     name = "Auto" if text == "Auto" + CORRECTED else text
     if name not in METHOD_NAMES:
@@ -198,10 +207,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     given = {"default": argparse.SUPPRESS, "metavar": "X"}
     least_0, above_0 = _number(float, 0), _number(float, 0, above=True)
+    least_1 = _number(float, 1)
     add("--rel_l1_thresh", type=least_0, help="threshold of the base methods, >= 0", **given)
     add("--adacorr_gamma", type=least_0, help="strength of the correction, >= 0 (1)", **given)
     add("--adacorr_lambda", type=least_0, help="weight of the spatial term, >= 0 (1)", **given)
     add("--adacorr_tolerance", type=above_0, help="tolerated relative error, > 0", **given)
+    add("--target_compute", type=_share, help="compute fraction to hold, up to 1", **given)
+    add("--target_speedup", type=least_1, help="its inverse: counted compute, >= 1", **given)
+    add("--target_psnr", type=above_0, help="PSNR in dB to expect, > 0", **given)
     add(
         "--adacorr_mode",
         choices=("adaptive", "literal"),
@@ -279,7 +292,12 @@ def read_settings(argv: Sequence[str]) -> Settings:
     if given["sweep"] and given["gamma_lambda_study"]:
         raise BenchmarkError("--sweep and --gamma_lambda_study: choose one of them")
     options = {name: given.pop(name) for name in CACHE_OPTIONS if name in given}
+    targets = [name for name in (*TARGETS, "adacorr_tolerance") if name in options]
+    if len(targets) > 1:
+        raise BenchmarkError(f"--{targets[0]} and --{targets[1]}: choose one of them")
     mode = "sweep" if given.pop("sweep") else "comparison"
+    if mode == "sweep" and targets:
+        raise BenchmarkError(f"--{targets[0]}: a sweep tries tolerances of its own: leave it")
     if given.pop("gamma_lambda_study"):
         mode = "gamma_lambda"
         clashing = sorted({"adacorr_gamma", "adacorr_lambda"} & set(options))

@@ -43,27 +43,43 @@ def parse_arguments(
     return arguments
 
 
+def load_pipeline(arguments: argparse.Namespace) -> Any:
+    pipe = DiffusionPipeline.from_pretrained(arguments.model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def development_entries(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    entries = json.loads(Path(arguments.prompts).read_text())["development"]
+    return entries[: arguments.num_prompts]
+
+
+def sample(
+    pipe: Any, arguments: argparse.Namespace, entries: list[dict[str, Any]], output_type: str
+) -> torch.Tensor:
+    """The pictures, or latents, of some prompts, made in one batch."""
+    return pipe(
+        [entry["prompt"] for entry in entries],
+        num_inference_steps=arguments.num_inference_steps,
+        height=arguments.height,
+        width=arguments.width,
+        max_sequence_length=arguments.max_sequence_length,
+        generator=[torch.Generator().manual_seed(entry["seed"]) for entry in entries],
+        output_type=output_type,
+    ).images
+
+
 def run_pipeline(arguments: argparse.Namespace, recorder: Any) -> torch.nn.Module:
     """Sample the development prompts with ``recorder`` attached; return the transformer."""
     from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import find_family
 
-    pipe = DiffusionPipeline.from_pretrained(arguments.model)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(arguments)
     transformer = pipe.transformer
-    entries = json.loads(Path(arguments.prompts).read_text())["development"]
     with recorder.attached(transformer, find_family(transformer)):
-        for entry in tqdm(entries[: arguments.num_prompts], desc="full runs", unit="picture"):
+        for entry in tqdm(development_entries(arguments), desc="full runs", unit="picture"):
             if hasattr(recorder, "begin"):
                 recorder.begin()
-            pipe(
-                entry["prompt"],
-                num_inference_steps=arguments.num_inference_steps,
-                height=arguments.height,
-                width=arguments.width,
-                max_sequence_length=arguments.max_sequence_length,
-                generator=torch.Generator().manual_seed(entry["seed"]),
-                output_type="latent",
-            )
+            sample(pipe, arguments, [entry], output_type="latent")
     return transformer
 
 

@@ -37,6 +37,13 @@ def test_explicit_options_win_over_the_file():
     assert config.adacorr_tolerance == 0.05
 
 
+def test_a_target_takes_the_place_of_the_documented_tolerance():
+    for name in ("Auto", "Tea+AdaCorrection"):
+        config = plan.method_config(name, DOCUMENTED, {"target_compute": 0.4})
+        assert (config.target_compute, config.adacorr_tolerance) == (0.4, None)
+    assert plan.method_config("Fb", DOCUMENTED, {"target_psnr": 40.0}) == DOCUMENTED["Fb"]
+
+
 def test_options_go_only_to_the_methods_that_have_them():
     options = {"rel_l1_thresh": 0.2, "adacorr_tolerance": 0.01}
     assert plan.method_config("Fb", DOCUMENTED, options).adacorr_tolerance is None

@@ -6,10 +6,11 @@ Importing this is light: diffusers is imported with the first verb, xfuser only 
 from importlib import import_module
 from typing import Any
 
-from .config import METHODS, CacheConfig, load_config, load_family_config
+from .config import METHODS, PLANNED_METHODS, CacheConfig, load_config, load_family_config
 
 __version__ = "0.1.0"
 
+_AVERAGING = "xfuser_adacorr.model_executor.cache.averaging"
 _API = "xfuser_adacorr.model_executor.cache.api"
 _CONTEXT = "xfuser_adacorr.model_executor.cache.context"
 _DISTRIBUTED = "xfuser_adacorr.core.distributed"
@@ -30,9 +31,17 @@ _LAZY = {
     "ModelFamily": _REGISTRY,
     "TeaPolynomial": _REGISTRY,
     "register_family": _REGISTRY,
+    "schedule_from_traces": _AVERAGING,
 }
 
-__all__ = ["METHODS", "CacheConfig", "load_config", "load_family_config", *_LAZY]
+__all__ = [
+    "METHODS",
+    "PLANNED_METHODS",
+    "CacheConfig",
+    "load_config",
+    "load_family_config",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from xfuser_adacorr.core.codebook import PUBLISHED_NAMES, Codebook
+from xfuser_adacorr.core.refreshes import checked_schedule
 
 METHODS = ("Fb", "Tea", "Fast", "Ada", "Auto")
 """Base methods; ``Auto`` is AdaCorrection's own refresh rule."""
+PLANNED_METHODS = ("Schedule", "Replay")
+"""Methods that are told which calls to compute: by a list of steps, or by a saved trace."""
+
+CALIBRATED_METHODS = ("Tea", "Fast", "Ada", "Schedule")
+STAND_INS = ("reuse", "forecast")
+TARGETS = ("target_compute", "target_speedup", "target_psnr")
 
 ADACORR_MODES = ("adaptive", "literal")
 CORRECTED_SUFFIX = "+AdaCorrection"
@@ -48,7 +55,7 @@ class CacheConfig:
     """
 
     use_cache: str = "Auto"
-    """Base method: one of `METHODS`."""
+    """Base method: one of `METHODS` or `PLANNED_METHODS`."""
     rel_l1_thresh: float | None = None
     """Threshold of the base method's relative change, >= 0; None: the family's default, which is
     looser where AdaCorrection is on. For Ada a factor of its codebook's thresholds, None: 1."""
@@ -61,7 +68,8 @@ class CacheConfig:
     num_steps: int | None = None
     """Sampling steps; None: taken from the scheduler, or inferred from the timesteps."""
     calibration: str | None = None
-    """Calibration file of Tea, Fast or Ada; None: the one beside the model, if there is one."""
+    """Calibration file of Tea, Fast or Ada, or a stored schedule; None: the one beside the model,
+    if there is one."""
     codebook: str | Mapping[float, int] | Sequence[tuple[float, int]] | None = None
     """Ada: ``fast`` or ``slow`` as published, or {threshold: rate}, thresholds rising (kept as a
     tuple of pairs); None: the calibrated one, else ``fast``."""
@@ -69,6 +77,17 @@ class CacheConfig:
     """Ada: Motion Regularization, for models of videos."""
     moreg_divisor: float = 1.0
     """Ada with ``moreg``: d, which divides the motion, > 0; the published code divides by 1."""
+    schedule: int | Sequence[int] | Sequence[bool] | None = None
+    """Schedule: N for a computed call every N steps, counted from the last one; the indices of the
+    computed steps; or a mask of the run's length (kept as tuples). Step 0 is always computed.
+    None: the stored schedule."""
+    schedule_interpolation: bool = False
+    """Schedule: place a stored schedule by noise level where the run's steps are others."""
+    stand_in: str | None = None
+    """Schedule without AdaCorrection: ``reuse`` of the stack's residual (None), or the order-1
+    ``forecast`` of the model's output."""
+    trace: Any = field(default=None, hash=False)
+    """Replay: the `Trace` whose decisions are taken, or the path of a saved one."""
     enable_adacorrection: bool = False
     """Correct the base method (always on for ``Auto`` in adaptive mode)."""
     adacorr_gamma: float = 1.0
@@ -79,11 +98,19 @@ class CacheConfig:
     """Relative error of the latents tolerated between two refreshes; None: the family's default."""
     adacorr_mode: str = "adaptive"
     """``adaptive`` saves compute; ``literal`` is the published per-layer blend and saves none."""
+    target_compute: float | None = None
+    """Compute fraction of the run to be held, in (0, 1], in place of ``adacorr_tolerance``."""
+    target_speedup: float | None = None
+    """The same as its inverse, >= 1: counted compute, not wall-clock time."""
+    target_psnr: float | None = None
+    """PSNR in dB against the uncached picture to be expected, > 0, in place of
+    ``adacorr_tolerance``; needs a calibration of the model (`scripts/calibrate_targets.py`)."""
 
     def __post_init__(self) -> None:
-        if self.use_cache not in METHODS:
+        if self.use_cache not in (*METHODS, *PLANNED_METHODS):
             raise ValueError(
-                f"use_cache must be one of {', '.join(METHODS)}, got {self.use_cache!r}"
+                f"use_cache must be one of {', '.join((*METHODS, *PLANNED_METHODS))}, "
+                f"got {self.use_cache!r}"
             )
         if self.adacorr_mode not in ADACORR_MODES:
             raise ValueError(
@@ -104,13 +131,16 @@ class CacheConfig:
         _check_flag("enable_adacorrection", self.enable_adacorrection)
         if self.static_tokens and self.use_cache != "Fast":
             raise ValueError(f"static_tokens is an option of Fast, not of {self.use_cache}")
-        if self.calibration is not None and self.use_cache not in ("Tea", "Fast", "Ada"):
+        if self.calibration is not None and self.use_cache not in CALIBRATED_METHODS:
             raise ValueError(
-                f"calibration is an option of Tea, Fast and Ada, not of {self.use_cache}"
+                f"calibration is an option of Tea, Fast, Ada and Schedule, not of {self.use_cache}"
             )
         self._check_ada()
         if self.use_cache == "Auto":
             object.__setattr__(self, "enable_adacorrection", True)
+        self._check_schedule()
+        self._check_replay()
+        self._check_targets()
 
     def _check_ada(self) -> None:
         _check_flag("moreg", self.moreg)
@@ -131,6 +161,94 @@ class CacheConfig:
         elif self.codebook is not None:
             object.__setattr__(self, "codebook", Codebook.of(self.codebook).entries)
 
+    def _check_schedule(self) -> None:
+        _check_flag("schedule_interpolation", self.schedule_interpolation)
+        if self.stand_in is not None and self.stand_in not in STAND_INS:
+            raise ValueError(
+                f"stand_in must be one of {', '.join(STAND_INS)}, got {self.stand_in!r}"
+            )
+        given = {
+            "schedule": self.schedule is not None,
+            "schedule_interpolation": self.schedule_interpolation,
+            "stand_in": self.stand_in is not None,
+        }
+        if self.use_cache != "Schedule":
+            for name in (name for name, is_given in given.items() if is_given):
+                raise ValueError(f"{name} is an option of Schedule, not of {self.use_cache}")
+            return
+        if self.schedule is not None:
+            for name in ("calibration", "schedule_interpolation"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for a stored schedule: leave schedule at None")
+            object.__setattr__(self, "schedule", checked_schedule(self.schedule))
+        if self.stand_in is not None and self.enable_adacorrection:
+            raise ValueError("stand_in must be None with AdaCorrection: its forecast stands in")
+        if self.warmup_steps:
+            raise ValueError("warmup_steps must be 0 for Schedule: list the steps in the schedule")
+        idle = ("rel_l1_thresh", "adacorr_tolerance")
+        if self.adacorr_mode == "adaptive":
+            idle += ("adacorr_gamma", "adacorr_lambda")
+        self._refuse_others(idle, "the schedule alone decides")
+
+    def _check_replay(self) -> None:
+        if self.use_cache != "Replay":
+            if self.trace is not None:
+                raise ValueError(f"trace is an option of Replay, not of {self.use_cache}")
+            return
+        if self.trace is None:
+            raise ValueError("trace must be given for Replay: a Trace, or the path of a saved one")
+        if isinstance(self.trace, Path):
+            object.__setattr__(self, "trace", str(self.trace))
+        others = [f.name for f in fields(self) if f.name not in ("use_cache", "trace", "num_steps")]
+        self._refuse_others(others, "the trace says how it was made")
+
+    def _refuse_others(self, names: Sequence[str], reason: str) -> None:
+        """Raise `ValueError` for the first of these options that is not at its default."""
+        for f in fields(self):
+            if f.name in names and getattr(self, f.name) != f.default:
+                raise ValueError(
+                    f"{f.name} must be left at {f.default!r} for {self.use_cache}: {reason}; "
+                    f"got {getattr(self, f.name)!r}"
+                )
+
+    def _check_targets(self) -> None:
+        targets = [name for name in TARGETS if getattr(self, name) is not None]
+        for name in targets:
+            _check_number(name, getattr(self, name))
+        if not targets:
+            return
+        given = targets + (["adacorr_tolerance"] if self.adacorr_tolerance is not None else [])
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them, each sets the tolerance")
+        name, value = targets[0], getattr(self, targets[0])
+        if self.use_cache in PLANNED_METHODS or not self.forecasts_output:
+            raise ValueError(
+                f"{name} is an option of Auto and of methods with AdaCorrection in adaptive mode, "
+                f"not of {self.name}"
+            )
+        accepted = {
+            "target_compute": ("in (0, 1]", 0 < value <= 1),
+            "target_speedup": ("at least 1", value >= 1),
+            "target_psnr": ("above 0 dB", value > 0),
+        }
+        if not accepted[name][1]:
+            raise ValueError(f"{name} must be {accepted[name][0]}, got {value!r}")
+        if self.adacorr_gamma == 0:
+            raise ValueError(f"adacorr_gamma must be above 0 with {name}: at 0 nothing is steered")
+
+    @property
+    def compute_target(self) -> float | None:
+        """Compute fraction to be held, from ``target_compute`` or ``target_speedup``."""
+        if self.target_speedup is not None:
+            return 1.0 / self.target_speedup
+        return self.target_compute
+
+    @property
+    def forecasts_output(self) -> bool:
+        """Whether a forecast of the model's output stands in, in place of values in the stack."""
+        corrected = self.enable_adacorrection and self.adacorr_mode == "adaptive"
+        return corrected or self.stand_in == "forecast"
+
     @property
     def name(self) -> str:
         """Display name: ``Fb``, ``Fb+AdaCorrection``, ``Auto``."""
@@ -138,7 +256,10 @@ class CacheConfig:
         return self.use_cache + (CORRECTED_SUFFIX if corrected else "")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        if hasattr(self.trace, "to_dict"):
+            content["trace"] = self.trace.to_dict()
+        return content
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> "CacheConfig":
@@ -155,9 +276,10 @@ class CacheConfig:
     def from_name(cls, name: str, **options: Any) -> "CacheConfig":
         """Build from a display name such as ``Fast`` or ``Fast+AdaCorrection``."""
         base = name.removesuffix(CORRECTED_SUFFIX)
-        if base not in METHODS:
+        if base not in (*METHODS, *PLANNED_METHODS):
             raise ValueError(
-                f"unknown cache method {name!r}; accepted: {', '.join(METHODS)}, "
+                f"unknown cache method {name!r}; accepted: "
+                f"{', '.join((*METHODS, *PLANNED_METHODS))}, "
                 f"each with or without {CORRECTED_SUFFIX!r}"
             )
         if name != base:

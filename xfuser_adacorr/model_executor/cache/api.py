@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.config import TARGETS, CacheConfig
 from xfuser_adacorr.core.distributed import DecisionScope
 
 from .clock import SchedulerClock, TimestepClock
@@ -14,6 +14,7 @@ from .context import CacheSummary
 from .diffusers_adapters.registry import find_family
 from .engine import CacheEngine, engine_of
 from .intercept import handler_of
+from .methods.replay import recorded_config, trace_of
 from .samplers import check_sampler, unwrapped
 from .xfuser_adapters.pipefusion import PipelineStage, StageClock
 from .xfuser_adapters.scope import check_config, find_scope, find_stage
@@ -35,6 +36,12 @@ def _clock_for(
     if scheduler is None and isinstance(x, nn.Module):
         if stage is not None:
             raise ValueError("scheduler must be given under PipeFusion, or enable it on a pipeline")
+        target = next((name for name in TARGETS if getattr(config, name) is not None), None)
+        if target is not None and config.num_steps is None:
+            raise ValueError(
+                f"num_steps must be given for {target} on a transformer without its scheduler (or "
+                "give the scheduler)"
+            )
         return TimestepClock(config.num_steps)
 
     def get_stepper() -> Any:
@@ -46,7 +53,7 @@ def _clock_for(
             f"scheduler must have timesteps and a config, as diffusers' schedulers do; "
             f"got {type(current).__name__}"
         )
-    if config.enable_adacorrection and config.adacorr_mode == "adaptive":
+    if config.forecasts_output:
         check_sampler(current)
     return SchedulerClock(get_stepper) if stage is None else StageClock(get_stepper, stage)
 
@@ -89,8 +96,9 @@ def enable_cache(
         options: fields of `CacheConfig`, with a method's name only.
 
     Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes,
-    schedulers that AdaCorrection cannot correct under or calibrations of another model, and if a
-    cache is already enabled; `TypeError` for wrong types.
+    schedulers that AdaCorrection cannot correct under, calibrations of another model or traces that
+    cannot be replayed, and if a cache is already enabled; `TypeError` for wrong types;
+    `FileNotFoundError` for files that are not there.
     """
     if isinstance(config, str):
         config = CacheConfig.from_name(config, **options)
@@ -105,8 +113,12 @@ def enable_cache(
     decision_scope = _scope_for(transformer, scope, check_ranks)
     stage = find_stage(transformer)
     check_config(config, decision_scope, stage)
+    trace = trace_of(config)
+    if trace is not None:
+        config = recorded_config(trace, config.num_steps)
+        check_config(config, decision_scope, stage)
     clock = _clock_for(x, scheduler, config, stage)
-    CacheEngine(transformer, family, config, clock, decision_scope, stage).install()
+    CacheEngine(transformer, family, config, clock, decision_scope, stage, trace).install()
     return x
 
 

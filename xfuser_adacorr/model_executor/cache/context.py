@@ -1,7 +1,7 @@
 """State of one generation, its branches, and the record of every decision."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from .clock import Step
+
+TRACE_SCHEMA = 2
+"""1 had no ``config``, so that its decisions can be read but not replayed."""
 
 
 @dataclass(slots=True)
@@ -23,9 +26,10 @@ class CallRecord:
     refreshed: bool
     """True if every block was computed."""
     reason: str
-    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``branch`` (another
-    branch of the step was computed, and the sampler is replayed), ``patches`` (PipeFusion splits
-    the latents next), ``stage`` (the first pipeline stage refreshed), or ``reuse``."""
+    """``first``, ``warmup``, ``last`` (forced), ``base``, ``offset`` (w = 1), ``budget`` (that
+    of a target is just enough for all calls left), ``branch`` (another branch of the step was
+    computed), ``patches`` (PipeFusion splits the latents next), ``stage`` (the first pipeline stage
+    refreshed), or ``reuse``."""
     weight: float | None = None
     """Correction weight w in [0, 1]."""
     temporal: float | None = None
@@ -38,6 +42,14 @@ class CallRecord:
     """Relative error of the forecast that the refresh found."""
     compute_fraction: float = 1.0
     """FLOPs of the executed blocks over FLOPs of all blocks."""
+    expected_error: float | None = None
+    """Expected error of the latents, relative to them, added up since the last refresh."""
+    tolerance: float | None = None
+    """What the expected error was compared with; steered from call to call by a target."""
+    run_blocks: tuple[bool, ...] | None = None
+    """Per-block methods: the blocks executed; None: all or none."""
+    kept_tokens: int | None = None
+    """Fast with static tokens: the tokens sent through the blocks; None: all or none."""
 
 
 @dataclass(slots=True)
@@ -46,13 +58,48 @@ class Trace:
 
     method: str
     calls: list[CallRecord] = field(default_factory=list)
+    config: dict[str, Any] | None = None
+    """Options of the cache that was traced (`CacheConfig.to_dict`); None in traces of schema 1."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"schema": 1, **asdict(self)}
+        return {"schema": TRACE_SCHEMA, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
         """Write the trace as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Trace":
+        """The inverse of `to_dict`; `ValueError` for anything else."""
+        if not isinstance(content, Mapping) or "schema" not in content:
+            raise ValueError("trace: not a trace of a cache, it has no schema")
+        if content["schema"] not in range(1, TRACE_SCHEMA + 1):
+            raise ValueError(
+                f"trace: schema must be at most {TRACE_SCHEMA}, got {content['schema']!r}; "
+                "it was written by a newer version"
+            )
+        try:
+            calls = [CallRecord(**_with_tuples(call)) for call in content["calls"]]
+            return cls(str(content["method"]), calls, content.get("config"))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"trace: not a trace of a cache ({error})") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what `save` wrote; `FileNotFoundError`, or `ValueError` if it is something else."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"trace: no file {path}")
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except ValueError as error:  # of JSON and of Unicode too
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _with_tuples(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's fields with what JSON made of a tuple turned back."""
+    blocks = call.get("run_blocks")
+    return {**call, "run_blocks": None if blocks is None else tuple(blocks)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +118,9 @@ class CacheSummary:
     cache_memory_bytes: int
     """Most bytes of tensors that the cache held at once, over all branches."""
     trace: Trace
+    expected_psnr_db: float | None = None
+    """PSNR against the uncached picture that the measured offsets let expect; None without a target
+    or without a calibration of the model."""
 
     @property
     def hit_rate(self) -> float:
@@ -102,6 +152,7 @@ class Generation:
     passed_on: dict[str, Tensor] = field(default_factory=dict)
     """Pipeline stages: the streams beside the output stream, as last computed."""
     peak_bytes: int = 0
+    expected_psnr_db: float | None = None
 
     def forget(self) -> None:
         """Let go of all tensors; the trace stays."""
@@ -127,6 +178,7 @@ class Generation:
             fraction,
             self.peak_bytes,
             self.trace,
+            self.expected_psnr_db,
         )
 
 

@@ -9,7 +9,7 @@ from xfuser_adacorr.config import CacheConfig
 from .clock import Step
 from .context import Branch, CallRecord
 from .correction.adacorrection import AdaCorrection, Score
-from .methods.base import Verdict
+from .methods.base import BaseMethod, Verdict
 
 FORCED_WHERE_GUESSED = 2
 """Last calls a correction computes where the number of calls left is only guessed: it may be off
@@ -35,24 +35,31 @@ def reason_for(
     call: ActiveCall,
     verdict: Verdict | None,
     config: CacheConfig,
-    forces_last: bool,
+    method: BaseMethod,
     correction: AdaCorrection | None,
 ) -> str:
     """Why the call is refreshed, or ``reuse`` (`CallRecord.reason`).
 
-    ``verdict`` is the base method's, None on a branch's first call; ``forces_last`` is the base
-    method's rule for the last call, in place of which an adaptive ``correction`` has its own.
+    ``verdict`` is that of the base ``method``, None on a branch's first call. The method's rule for
+    the last call is replaced by that of an adaptive ``correction``, and a correction's target may
+    settle what is not forced.
     """
-    forced_last = int(forces_last)
+    forced_last = int(method.forces_last)
     if correction is not None:
         forced_last = 1 if call.step.exact else FORCED_WHERE_GUESSED
     if call.branch.calls == 0:
         return "first"
+    if method.decides_alone:
+        return "reuse" if verdict.reuse else "base"
     if call.branch.calls < config.warmup_steps:
         return "warmup"
     if call.step.remaining <= forced_last:
         return "last"
-    if not verdict.reuse:
+    if correction is not None:
+        ruling = correction.ruling(call.branch.correction_state, call.step, forced_last)
+        if ruling is not None:
+            return ruling
+    if not verdict.reuse and (correction is None or correction.grants(call.score)):
         return "base"
     if call.score is not None and call.score.weight >= 1.0:
         return "offset"

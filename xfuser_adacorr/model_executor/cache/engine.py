@@ -19,8 +19,9 @@ from .correction import make_correction
 from .decision import ActiveCall, reason_for
 from .diffusers_adapters.registry import ModelFamily, Streams, config_of
 from .intercept import InterceptedCall, handler_of, intercept, release
-from .methods import METHOD_CLASSES
+from .methods import REPLAY, make_method
 from .methods.base import BlockCall, Signal, Verdict
+from .target_calibration import load_target_calibration
 from .xfuser_adapters.pipefusion import FOLLOWED_METHODS, Follower, PipelineStage
 
 DEFAULT_CONTEXT = "default"
@@ -54,27 +55,34 @@ class CacheEngine:
         clock: SchedulerClock | TimestepClock,
         scope: DecisionScope,
         stage: PipelineStage | None = None,
+        replayed: Trace | None = None,
     ) -> None:
         self.transformer = transformer
         self.family = family
         self.config = config
+        """Of the traced run where one is ``replayed``."""
+        self.name = config.name if replayed is None else REPLAY
         self.clock = clock
         self.scope = scope
         self.stage = stage
         """Place in a pipeline of stages; None: this rank runs all blocks."""
-        self.method = METHOD_CLASSES[config.use_cache](
-            config, family, transformer, signal_only=config.enable_adacorrection
-        )
+        self.method = make_method(config, family, transformer, replayed)
         self.method.max_sums = MAX_REDUCED_SUMS if scope.is_parallel else None
         self.correction = None
         """Made for every generation, since the pipeline's scheduler may change."""
-        self.adaptive = config.enable_adacorrection and config.adacorr_mode == "adaptive"
-        self.led = stage is not None and (self.adaptive or config.use_cache in FOLLOWED_METHODS)
+        self.forecasts = config.forecasts_output
+        self.led = stage is not None and (self.forecasts or config.use_cache in FOLLOWED_METHODS)
         """The first pipeline stage decides for all."""
         if self.led and not stage.is_first:
             self.method = Follower(self.method)
         self.literal = config.enable_adacorrection and config.adacorr_mode == "literal"
-        self.decides_outside = self.adaptive and config.use_cache == "Auto" and stage is None
+        self.measures = self.forecasts and not self.method.decides_alone
+        self.calibration = load_target_calibration(transformer, config) if self.measures else None
+        self.decides_outside = (
+            self.forecasts
+            and stage is None
+            and (self.method.decides_alone or config.use_cache == "Auto")
+        )
         """The decision needs nothing from inside the transformer, and nor does what stands in."""
         self.blocks = BlockRunner(transformer, family)
         self.context_name = DEFAULT_CONTEXT
@@ -123,7 +131,7 @@ class CacheEngine:
         self._close()
 
     def _close(self) -> None:
-        if self.adaptive and self.correction is not None:
+        if self.forecasts and self.correction is not None:
             self.correction.compensation.release()
         if self.generation is not None:
             self.generation.forget()
@@ -131,18 +139,28 @@ class CacheEngine:
 
     def summary(self) -> CacheSummary:
         """Summary of the running generation, or of the last one."""
-        generation = self.generation or self.finished or Generation(Trace(self.config.name))
+        generation = self.generation or self.finished or Generation(self._new_trace())
         return generation.summary()
 
     def _begin_generation(self) -> None:
         self.reset()
-        self.generation = Generation(Trace(self.config.name))
+        self.generation = Generation(self._new_trace())
         channels = None
         if self.stage is not None:
             channels = config_of(self.transformer)["in_channels"]
         self.correction = make_correction(
-            self.config, self.family, self.clock, self.stage, channels
+            self.config,
+            self.family,
+            self.clock,
+            measures=self.measures,
+            calibration=self.calibration,
+            stage=self.stage,
+            latent_channels=channels,
         )
+        self.method.begin_generation(self.clock)
+
+    def _new_trace(self) -> Trace:
+        return Trace(self.name, config=self.config.to_dict())
 
     def _branch(self, latents: Tensor) -> Branch:
         """The state of this call's branch, new where none can be continued."""
@@ -159,7 +177,9 @@ class CacheEngine:
 
     def _new_branch(self, layout: tuple) -> Branch:
         correction_state = self.correction.new_state() if self.correction else None
-        branch = Branch(self._branch_name(), layout, self.method.new_state(), correction_state)
+        name = self._branch_name()
+        method_state = self.method.new_branch_state(name)
+        branch = Branch(name, layout, method_state, correction_state)
         self.generation.branches[branch.name] = branch
         return branch
 
@@ -194,7 +214,7 @@ class CacheEngine:
         if call.is_first:
             self._decide(active, call)
         state, record = active.branch.method_state, active.record
-        if self.adaptive and not record.refreshed:
+        if self.forecasts and not record.refreshed:
             out = call.streams  # the forecast replaces the output
         elif self.literal:
             fresh = self.method.run_block(state, call, None) if record.refreshed else call.run()
@@ -224,7 +244,7 @@ class CacheEngine:
         if block_call is not None:
             signal = self.method.probe(call.branch.method_state, block_call)
         unread = self.correction.unread(history) if self.correction else []
-        drift = self.correction.drift_sums(history, call.latents) if self.adaptive else []
+        drift = self.correction.drift_sums(history, call.latents) if self.forecasts else []
         timestep = []
         if self.clock.needs_timestep:
             timestep = [call.timestep.flatten()[0] / self.family.full_noise_timestep]
@@ -275,8 +295,8 @@ class CacheEngine:
     def _reason(self, call: ActiveCall, verdict: Verdict | None) -> str:
         if self.follows:
             return "stage" if verdict is None else "reuse"
-        corrected_by = self.correction if self.adaptive else None
-        return reason_for(call, verdict, self.config, self.method.forces_last, corrected_by)
+        corrected_by = self.correction if self.measures else None
+        return reason_for(call, verdict, self.config, self.method, corrected_by)
 
     def _record(self, call: ActiveCall, verdict: Verdict | None) -> None:
         """Note the decision in the trace, and tell the base method."""
@@ -288,8 +308,11 @@ class CacheEngine:
             record.weight = score.weight
             record.temporal, record.spatial = score.drift.temporal, score.drift.spatial
             record.expected_offset = score.expected_offset
+            record.expected_error, record.tolerance = score.accumulated_error, score.tolerance
         self.method.settle(call.branch.method_state, verdict, record.refreshed)
         call.record, call.verdict = record, None if record.refreshed else verdict
+        if call.verdict is not None:
+            record.run_blocks, record.kept_tokens = verdict.run_blocks, verdict.kept_tokens
         self.generation.trace.calls.append(record)
         self._check_ranks(call, verdict)
         if self.led:
@@ -322,13 +345,16 @@ class CacheEngine:
         else:
             branch.full_flops = branch.full_flops or self.blocks.executed_flops
             record.compute_fraction = self.blocks.executed_flops / branch.full_flops
-        if self.adaptive:
+        if self.forecasts:
             output = self._correct(call, output, return_dict)
+            self.correction.answered(branch.correction_state, call.step, record)
+            histories = (b.correction_state for b in self.generation.branches.values())
+            self.generation.expected_psnr_db = self.correction.expected_psnr_db(histories)
         branch.calls += 1
         branch.last_step = call.step
         if record.refreshed:
             self.generation.measure_memory(
-                self.correction.compensation.held() if self.adaptive else []
+                self.correction.compensation.held() if self.forecasts else []
             )
         return output
 

@@ -61,6 +61,31 @@ def mending_of(scheduler: Any) -> Mending:
     return "replay" if named and is_known_as(scheduler, REPLAYED) else "none"
 
 
+SAMPLER_OPTIONS = (
+    "algorithm_type",
+    "disable_corrector",
+    "euler_at_final",
+    "lower_order_final",
+    "predict_x0",
+    "prediction_type",
+    "set_alpha_to_one",
+    "skip_prk_steps",
+    "solver_order",
+    "solver_type",
+    "stochastic_sampling",
+    "thresholding",
+    "use_lu_lambdas",
+)
+"""Options that change what a step does, beside the noise levels."""
+
+
+def describe_sampler(scheduler: Any) -> dict[str, Any]:
+    """Class and options of a sampler, to tell whether another one steps alike."""
+    config = scheduler.config
+    options = {name: config[name] for name in SAMPLER_OPTIONS if name in config}
+    return {"class": type(scheduler).__name__, **options}
+
+
 def _is_flow(scheduler: Any) -> bool:
     """Flow matching: ``x = (1 - sigma) * x0 + sigma * noise``."""
     if getattr(scheduler.config, "use_flow_sigmas", False):
@@ -153,3 +178,18 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
         steps,
         timesteps,
     )
+
+
+def log_snrs(scheduler: Any) -> list[float]:
+    """Logarithm of the signal-to-noise ratio at every step, after ``set_timesteps``.
+
+    At pure noise, where it is infinite, the line through the next two steps is continued. Needs
+    three steps.
+    """
+    sigmas = read_schedule(scheduler).sigmas[:-1]
+    flow = _is_flow(scheduler)
+    logs = [
+        2.0 * math.log((1.0 - sigma if flow else math.sqrt(1.0 - sigma**2)) / sigma)
+        for sigma in sigmas[1:]
+    ]
+    return [min(2.0 * logs[0] - logs[1], logs[0]), *logs]

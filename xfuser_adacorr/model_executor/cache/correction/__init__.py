@@ -11,9 +11,11 @@ from xfuser_adacorr.model_executor.cache.samplers import COMPENSATED, check_samp
 
 from .adacorrection import AdaCorrection
 from .compensation import Compensation, EulerCompensation
+from .forecast import OutputForecast
 from .literal import LiteralCorrection
 from .replay import ReplayCompensation
 from .staged import StagedCorrection
+from .targets import ComputeTarget, FidelityTarget, Target, TargetCalibration
 
 if TYPE_CHECKING:
     from xfuser_adacorr.model_executor.cache.xfuser_adapters.pipefusion import PipelineStage
@@ -66,26 +68,48 @@ def make_correction(
     config: CacheConfig,
     family: ModelFamily,
     clock: SchedulerClock | TimestepClock,
+    *,
+    measures: bool = True,
+    calibration: TargetCalibration | None = None,
     stage: "PipelineStage | None" = None,
     latent_channels: int | None = None,
-) -> AdaCorrection | LiteralCorrection | None:
+) -> OutputForecast | LiteralCorrection | None:
     """The correction that ``config`` asks for, for one generation on the clock's schedule.
 
-    ``latent_channels`` has to be given with a pipeline's ``stage``.
+    Unless it ``measures``, the calls to compute are given, and only their values are corrected.
+    ``calibration`` is for targets, None without one; ``latent_channels`` has to be given with a
+    pipeline's ``stage``.
     """
     if not config.enable_adacorrection:
-        return None
+        return OutputForecast(Compensation()) if config.forecasts_output else None
     weights = {"gamma": config.adacorr_gamma, "lambda_": config.adacorr_lambda}
     if config.adacorr_mode == "literal":
         return LiteralCorrection(**weights, stream=family.output_stream)
+    compensation = make_compensation(clock, stage)
+    if not measures:
+        return OutputForecast(compensation)
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
-    tolerance = config.adacorr_tolerance or default
     options = {
-        "tolerance": tolerance,
-        "compensation": make_compensation(clock, stage),
+        **weights,
+        "tolerance": config.adacorr_tolerance or default,
+        "compensation": compensation,
         "followed": family.followed,
     }
     if stage is not None:
-        return StagedCorrection(stage, latent_channels, **weights, **options)
-    return AdaCorrection(**weights, **options)
+        return StagedCorrection(stage, latent_channels, **options)
+    return AdaCorrection(
+        **options,
+        target=None if calibration is None else make_target(config, calibration, clock),
+        relation=None if calibration is None else calibration.relation,
+    )
+
+
+def make_target(
+    config: CacheConfig, calibration: TargetCalibration, clock: SchedulerClock | TimestepClock
+) -> Target:
+    """The target that ``config`` sets, for one generation."""
+    if config.compute_target is not None:
+        return ComputeTarget(config.compute_target, calibration.profile, clock)
+    allowed = calibration.relation.error(config.target_psnr)
+    return FidelityTarget(allowed, calibration.profile, clock)

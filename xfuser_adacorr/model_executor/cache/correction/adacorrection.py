@@ -7,14 +7,12 @@ fresh outputs for the skipped calls and has the difference compensated (`.compen
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from xfuser_adacorr.core.forecast import line_weights
 from xfuser_adacorr.core.offset import (
     Drift,
     correction_weight,
@@ -22,11 +20,14 @@ from xfuser_adacorr.core.offset import (
     error_scale,
     offset_score,
 )
-from xfuser_adacorr.core.signals import l2_sums, root_ratio, token_std_sum
+from xfuser_adacorr.core.signals import l2_sums, ratio, root_ratio, token_std_sum
+from xfuser_adacorr.core.targets import PsnrRelation
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
 
 from .compensation import Compensation, EulerCompensation
+from .forecast import OutputForecast, Outputs
+from .targets import Pace, Target
 
 FIRST_DRIFT_LIMIT = 0.5
 """In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
@@ -41,37 +42,33 @@ class Score:
     drift: Drift
     expected_offset: float | None
     accumulated_error: float
+    tolerance: float
 
 
 @dataclass(slots=True)
-class History:
-    """Refreshes of one branch; tensors are float32 copies in the latents' shape."""
+class History(Outputs):
+    """Refreshes of one branch, and what they found."""
 
     latents: Tensor | None = None
     spatial: Tensor | None = None
     """Sum over tokens of the channel deviation of ``latents`` (scalar)."""
-    v0: Tensor | None = None
-    v1: Tensor | None = None
-    sigma0: float = 0.0
-    """`Step.coordinate` of ``v0``, which is sigma for flow matching."""
-    sigma1: float | None = None
     kappa: float | None = None
     velocity_to_latents: float = 0.0
     accumulated_error: float = 0.0
-    unread: list[Tensor] = field(default_factory=list)
-    """What the last refresh found, to be read with the next decision."""
     unread_temporal: float | None = None
     unread_record: CallRecord | None = None
     found_by: int | None = None
     """First of several pipeline stages: the refreshed call of which the last one tells more."""
-    debt: Any = None
-    """The compensation's own state."""
+    unread_line: tuple[Step, int] | None = None
+    """Where the last refresh found the offset of a line, and the step index of the one before."""
+    pace: Pace = field(default_factory=Pace)
 
 
-class AdaCorrection:
+class AdaCorrection(OutputForecast):
     """The adaptive mode: forecast, refresh rule, and what the refreshes found.
 
-    ``compensation`` pays what reused calls owe, as the sampler allows.
+    ``compensation`` pays what reused calls owe, as the sampler allows; a ``target`` steers the
+    tolerance in place of the fixed one.
     """
 
     def __init__(
@@ -82,13 +79,18 @@ class AdaCorrection:
         tolerance: float,
         compensation: Compensation | None = None,
         followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
+        target: Target | None = None,
+        relation: PsnrRelation | None = None,
     ) -> None:
+        super().__init__(compensation or EulerCompensation())
         self.gamma = gamma
         self.lambda_ = lambda_
         self.tolerance = tolerance
-        self.compensation = compensation or EulerCompensation()
         self.followed = followed
         """(output, channels of the latents) -> the part of it that the sampler follows."""
+        self.target = target
+        self.relation = relation
+        """From the expected errors of a run to its PSNR."""
 
     def new_state(self) -> History:
         return History(debt=self.compensation.new_debt())
@@ -99,10 +101,6 @@ class AdaCorrection:
             return []
         return [*l2_sums(latents, history.latents), token_std_sum(latents), history.spatial]
 
-    def unread(self, history: History) -> list[Tensor]:
-        """What the last refresh found, to be read with this decision."""
-        return history.unread
-
     def learn(self, history: History, sums: list[float]) -> None:
         """Take in what the last refresh found (the values of `unread`)."""
         error, velocity, latents = sums
@@ -112,37 +110,64 @@ class AdaCorrection:
             history.unread_record.found_offset = found
             if history.unread_temporal is not None:
                 history.kappa = error_scale(found, history.unread_temporal) or history.kappa
-        history.unread, history.unread_record = [], None
+        if self.target is not None and history.unread_line is not None and history.kappa:
+            step, since = history.unread_line
+            velocity = history.velocity_to_latents
+            self.target.found(history.pace, step, since, history.kappa, velocity)
+        history.unread, history.unread_record, history.unread_line = [], None, None
 
     def score(self, history: History, sums: list[float], step: Step) -> Score:
         """Offset score and weight of answering the call at ``step`` from the cache."""
-        drift = Drift.from_sums(*sums)
-        if history.kappa is None:
-            error, expected = 0.0, None
-            relative = drift.temporal / (FIRST_DRIFT_LIMIT * math.sqrt(self.tolerance))
+        drift, kappa = Drift.from_sums(*sums), history.kappa
+        if kappa is None and self.target is not None:
+            kappa = self.target.prior_kappa(step, history.velocity_to_latents)
+        if kappa is None:
+            error, expected, tolerance = 0.0, None, self.tolerance
+            relative = drift.temporal / (FIRST_DRIFT_LIMIT * math.sqrt(tolerance))
         else:
-            expected = history.kappa * drift.temporal
+            expected = kappa * drift.temporal
             error = history.accumulated_error + displacement_error(
-                history.kappa, drift.temporal, step.followed, history.velocity_to_latents
+                kappa, drift.temporal, step.followed, history.velocity_to_latents
             )
-            relative = error / self.tolerance
+            tolerance = self._tolerance(history, step, kappa)
+            relative = ratio(error, tolerance)
         weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
-        return Score(weight, drift, expected, error)
+        return Score(weight, drift, expected, error, tolerance)
+
+    def _tolerance(self, history: History, step: Step, kappa: float) -> float:
+        if self.target is None:
+            return self.tolerance
+        return self.target.tolerance(history.pace, step, kappa, history.velocity_to_latents)
 
     def forced(self, step: Step) -> str | None:
         """Reason (`CallRecord.reason`) to compute a call for more than its own sake."""
         return "branch" if self.compensation.needs_refresh(step) else None
 
-    def reuse(self, history: History, step: Step, score: Score, dtype: torch.dtype) -> Tensor:
-        """Return the forecast ``[B, N, C]`` for the call at ``step``."""
-        history.accumulated_error = score.accumulated_error
-        return self.forecast(history, step, dtype)
+    def ruling(self, history: History, step: Step, reserved: int) -> str | None:
+        """A reason that settles the call, whatever its weight; ``reserved``: last calls forced."""
+        if self.target is None:
+            return None
+        return self.target.ruling(history.pace, step, reserved)
 
-    def forecast(self, history: History, step: Step, dtype: torch.dtype) -> Tensor:
-        """Return the line through the last two computed outputs at ``step``."""
-        weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
-        self.compensation.reused(history, step, weights)
-        return self._line(history, weights).to(dtype)
+    def grants(self, score: Score | None) -> bool:
+        """Whether a base method may have the refresh that it asks for."""
+        return self.target is None or score is None or self.target.grants(score.weight)
+
+    def reuse(
+        self, history: History, step: Step, score: Score | None, dtype: torch.dtype
+    ) -> Tensor:
+        history.accumulated_error = score.accumulated_error
+        return super().reuse(history, step, score, dtype)
+
+    def answered(self, history: History, step: Step, record: CallRecord) -> None:
+        if self.target is not None:
+            self.target.answered(history.pace, step, record)
+
+    def expected_psnr_db(self, histories: Iterable[History]) -> float | None:
+        if self.relation is None:
+            return None
+        errors = [history.pace.error + history.accumulated_error for history in histories]
+        return self.relation.psnr_db(max(errors))
 
     def refresh(
         self,
@@ -153,7 +178,6 @@ class AdaCorrection:
         score: Score | None,
         record: CallRecord,
     ) -> Tensor:
-        """Store a computed output ``[B, N, C]`` and return it, compensated for skipped calls."""
         result, found = self.take_output(history, output, step, latents.shape[-1])
         self.take_latents(history, latents, score, record)
         history.unread = [*found, history.latents.square().sum()]
@@ -168,16 +192,14 @@ class AdaCorrection:
         the forecast would have had (NaN without one to compare) and of what it is relative to.
         """
         fresh = output.detach().to(torch.float32, copy=True)
-        result = self.compensation.refreshed(history, output, fresh, step)
         error = torch.full((), math.nan, device=fresh.device)
         moved = history.v0 is not None and history.sigma0 != step.coordinate
         if moved or history.v1 is not None:
-            weights = line_weights(step.coordinate, history.sigma0, history.sigma1)
-            missed = self.followed(fresh - self._line(history, weights), channels)
-            error = missed.square().sum()
-        if moved:
-            history.v1, history.sigma1 = history.v0, history.sigma0
-        history.v0, history.sigma0 = fresh, step.coordinate
+            missed = fresh - self._line(history, self._weights(history, step))
+            error = self.followed(missed, channels).square().sum()
+        if history.v1 is not None:
+            history.unread_line = step, history.pace.refreshed_at
+        result = self._store(history, output, fresh, step)
         return result, [error, self.followed(fresh, channels).square().sum()]
 
     def take_latents(
@@ -188,9 +210,5 @@ class AdaCorrection:
         history.spatial = token_std_sum(history.latents)
         history.unread_temporal = None if score is None else score.drift.temporal
         history.unread_record = record
+        history.pace.error += history.accumulated_error
         history.accumulated_error = 0.0
-
-    @staticmethod
-    def _line(history: History, weights: tuple[float, float]) -> Tensor:
-        a0, a1 = weights
-        return history.v0 if history.v1 is None else a0 * history.v0 + a1 * history.v1

@@ -54,6 +54,8 @@ class Verdict:
     """What was compared with the threshold; None if nothing was yet."""
     run_blocks: tuple[bool, ...] | None = None
     """Per-block methods: the blocks to execute; None: all or none."""
+    kept_tokens: int | None = None
+    """Tokens to send through the blocks; None: all or none."""
 
 
 class BaseMethod(ABC):
@@ -67,6 +69,9 @@ class BaseMethod(ABC):
 
     forces_last = True
     """The last call of a generation is always computed."""
+    decides_alone = False
+    """The calls to compute are given: nothing is measured, and neither a correction nor a rule for
+    the last call adds any."""
     max_sums: int | None = None
     """Sums that a signal may have where ranks add them up; None: no limit."""
 
@@ -89,6 +94,13 @@ class BaseMethod(ABC):
     def new_state(self) -> Any:
         """Fresh state of one branch of one generation."""
 
+    def new_branch_state(self, branch: str) -> Any:
+        """`new_state` of the branch so named; most methods treat all alike."""
+        return self.new_state()
+
+    def begin_generation(self, clock: Any) -> None:  # noqa: B027
+        """A generation begins on the clock's schedule; most methods need not know."""
+
     def begin_call(self, state: Any, step: Step) -> None:  # noqa: B027
         """Take note of where the call stands, before `verdict`; most methods need not know."""
 
@@ -99,6 +111,9 @@ class BaseMethod(ABC):
     @abstractmethod
     def verdict(self, state: Any, sums: list[float], local: list[float]) -> Verdict:
         """Decide from the scalars of `probe`."""
+
+    def follow(self, state: Any, verdict: Verdict) -> None:  # noqa: B027
+        """Take over the ``verdict`` of an earlier run on the same call, in place of an own one."""
 
     @abstractmethod
     def settle(self, state: Any, verdict: Verdict | None, refreshed: bool) -> None:

@@ -139,9 +139,14 @@ class Fast(BaseMethod):
         else:
             changes = [root_ratio(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
             change, run_blocks = max(changes), tuple(c > self.threshold for c in changes)
-        if local:
-            state.moving = state.moving[: max(int(local[0]), 1)]
-        return Verdict(not all(run_blocks) or bool(local), change, run_blocks)
+        kept = max(int(local[0]), 1) if local else None
+        verdict = Verdict(not all(run_blocks) or bool(local), change, run_blocks, kept)
+        self.follow(state, verdict)
+        return verdict
+
+    def follow(self, state: FastState, verdict: Verdict) -> None:
+        if verdict.kept_tokens is not None:
+            state.moving = state.moving[: verdict.kept_tokens]
 
     def settle(self, state: FastState, verdict: Verdict | None, refreshed: bool) -> None:
         if refreshed:

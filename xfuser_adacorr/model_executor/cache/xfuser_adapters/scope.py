@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.config import TARGETS, CacheConfig
 from xfuser_adacorr.core.distributed import DecisionScope
 from xfuser_adacorr.models.sequence_parallel import SequenceParallel
 
@@ -99,4 +99,10 @@ def check_config(config: CacheConfig, scope: DecisionScope, stage: PipelineStage
         raise ValueError(
             f"under PipeFusion the cache must be one of {', '.join(PIPEFUSION_METHODS)}, with or "
             f"without AdaCorrection, since the first stage decides; got {config.name}"
+        )
+    targets = [name for name in TARGETS if getattr(config, name) is not None]
+    if stage is not None and targets:
+        raise ValueError(
+            f"{targets[0]} must be None under PipeFusion: each patch has a history of its own, and "
+            "none of them knows the whole run's budget; give adacorr_tolerance"
         )

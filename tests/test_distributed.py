@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmark.settings import BenchmarkError, read_settings
-from tests.parallel.cases import CASES, STEPS
+from tests.parallel.cases import CASES, NEVER_REUSE, STEPS
 from xfuser_adacorr import CacheConfig, DecisionScope, enable_cache
 from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS
 from xfuser_adacorr.model_executor.cache.methods.fast import packed_tests, unpacked_tests
@@ -195,7 +195,7 @@ def test_ranks_that_disagree_raise_alike(reports, case):
 
 def test_stale_patches_without_a_hit_are_xfusers_own(reports):
     """A cache that never hits leaves PipeFusion's patches bit for bit as they were."""
-    case = next(c for c in CASES if c.options.get("patches") and c.cache["rel_l1_thresh"] == 0.0)
+    case = next(c for c in CASES if c.options.get("patches") and c.cache is NEVER_REUSE)
     for report in reports(case):
         contexts = {call[0] for call in report["decisions"]}
         assert contexts == {"default", "default#0", "default#1"}

@@ -33,3 +33,8 @@ class Outbox:
         if len(self._messages) > MOST_UNDER_WAY:
             self._messages.popleft().wait()
         return message
+
+
+def outbox_of(group: Any) -> Outbox:
+    """The outbox of one of xfuser's groups, which outlives a run, its errors and its cache."""
+    return group.__dict__.setdefault("_outbox", Outbox())

@@ -26,7 +26,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
 )
 from xfuser_adacorr.model_executor.cache.methods.tea import Tea, TeaState
 
-from .outbox import Outbox
+from .outbox import outbox_of
 
 PIPEFUSION_METHODS = ("Fb", "Tea", "Fast", "Auto")
 FOLLOWED_METHODS = ("Fb", "Tea")
@@ -51,7 +51,6 @@ class PipelineStage:
     def __init__(self, group: Any) -> None:
         self._group = group
         """xfuser's ``PipelineGroupCoordinator``."""
-        self._outbox = Outbox()
         self.ticket = 0
         """Of the present call; the first stage never gives one out twice."""
 
@@ -139,7 +138,7 @@ class PipelineStage:
 
     def _send(self, message: Tensor, rank: int) -> None:
         work = torch.distributed.isend(message, dst=rank, group=self._group.cpu_group)
-        self._outbox.keep(work, message)
+        outbox_of(self._group).keep(work, message)
 
     def _receive(self, message: Tensor) -> Tensor:
         torch.distributed.recv(message, src=self._group.prev_rank, group=self._group.cpu_group)

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
-from typing import Any
 
 import torch
 
-from .outbox import Message, Outbox
+from .outbox import Message, outbox_of
 
 MOST_DIMENSIONS = 7
 """Of a tensor that PipeFusion sends."""
@@ -103,9 +102,6 @@ def _send_without_waiting() -> None:
     coordinator.synchronize = lambda: None  # of a GPU
     stage = coordinator.PipelineGroupCoordinator
     send = stage._pipeline_isend
-
-    def outbox_of(group: Any) -> Outbox:
-        return group.__dict__.setdefault("_outbox", Outbox())
 
     def send_and_keep(self, tensor: torch.Tensor) -> Message:
         return outbox_of(self).keep(send(self, tensor), tensor)

@@ -91,9 +91,9 @@ class Loop:
 
 
 class LinearInTime:
-    """Stands in for the transformer's forward: linear in time, whatever the latents are.
+    """Stands in for the transformer's forward: its velocity, noise - picture, is linear in time.
 
-    Time is the axis that the forecast is linear in: sigma for flow matching, otherwise the training
+    Whatever the latents are; what the scheduler expects is computed from both. Time is the axis that the forecast is linear in: sigma for flow matching, otherwise the training
     timestep, here found by interpolating in the logarithm of the noise level.
     """
 
@@ -102,6 +102,26 @@ class LinearInTime:
         generator = torch.Generator().manual_seed(5)
         self.a = FluxSampler(None).noise()
         self.b = 0.1 * torch.randn(1, 16, 8, generator=generator)
+
+    def expected(self, velocity, latents, timestep):
+        """What predicts this velocity at these (variance-preserving) latents."""
+        scheduler = self.scheduler
+        if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
+            return velocity
+        if hasattr(scheduler, "step_index"):
+            index = scheduler.begin_index if scheduler.step_index is None else scheduler.step_index
+            sin = float(np.sin(np.arctan(float(scheduler.sigmas[index]))))
+        else:
+            place = round(float(timestep[0]) * len(scheduler.alphas_cumprod))
+            sin = float(1 - scheduler.alphas_cumprod[place].double()) ** 0.5
+        cos = (1 - sin**2) ** 0.5
+        x0 = (latents - sin * velocity) / (cos + sin)
+        noise = (latents + cos * velocity) / (cos + sin)
+        return {
+            "epsilon": noise,
+            "sample": x0,
+            "v_prediction": cos * noise - sin * x0,
+        }[scheduler.config.prediction_type]
 
     def time(self, timestep):
         scheduler = self.scheduler
@@ -119,7 +139,8 @@ class LinearInTime:
 
     def forward(self, hidden_states, timestep, return_dict=True, encoder_hidden_states=None, **kw):
         shift = 0.1 * encoder_hidden_states.mean()  # the branches differ
-        return (self.a + (self.b + shift) * self.time(timestep),)
+        velocity = self.a + (self.b + shift) * self.time(timestep)
+        return (self.expected(velocity, hidden_states, timestep),)
 
 
 def linear_loop(name):

@@ -85,10 +85,10 @@ def synthetic_calls(correction, scale=1.0, steps=60, kappa=None):
         score = correction.score(history, sums, step) if sums else None
         if score is None or score.weight >= 1.0:
             record = CallRecord("cond", i, sigmas[i], True, "offset")
-            correction.refresh(history, x, v, step, score, record)
+            correction.refresh(history, x, x, v, step, score, record)
             refreshed.append(i)
         else:
-            correction.reuse(history, step, score, x.dtype)
+            correction.reuse(history, x, step, score, x.dtype)
     return refreshed
 
 

@@ -98,7 +98,7 @@ def test_relation_to_psnr_is_fitted_and_inverted():
 class SyntheticClock:
     def __init__(self, sigmas):
         steps = [abs(b - a) for a, b in pairwise(sigmas)]
-        self.schedule = NoiseSchedule(sigmas, sigmas[:-1], steps, None)
+        self.schedule = NoiseSchedule(sigmas, sigmas[:-1], steps, [(1.0, 0.0)] * len(steps), None)
 
 
 def drive(make_target, error_per_drift, steps=50, shift=1.0):
@@ -122,9 +122,9 @@ def drive(make_target, error_per_drift, steps=50, shift=1.0):
         record.compute_fraction = float(not reuse)
         tensor = torch.ones(1, 2, 2)
         if reuse:
-            correction.reuse(history, step, score, torch.float32)
+            correction.reuse(history, tensor, step, score, torch.float32)
         else:
-            correction.refresh(history, tensor, tensor, step, score, record)
+            correction.refresh(history, tensor, tensor, tensor, step, score, record)
             history.velocity_to_latents = 1.0
             if last is not None:
                 history.kappa = error_per_drift(sigmas[i])

@@ -45,6 +45,20 @@ def followed(prediction: str, angle: float, angle_next: float) -> float:
     return _FOLLOWED[prediction](angle, angle_next)
 
 
+def velocity_weights(prediction: str, angle: float) -> tuple[float, float]:
+    """``(p, q)`` with ``p * output + q * latents = noise - x0``, flow matching's velocity.
+
+    The output predicts ``noise``, ``x0`` or ``cos(phi) * noise - sin(phi) * x0``; what is left
+    follows from ``latents = cos(phi) * x0 + sin(phi) * noise``. ``phi`` is inside (0, pi/2).
+    """
+    cos, sin = math.cos(angle), math.sin(angle)
+    if prediction == "epsilon":
+        return (cos + sin) / cos, -1.0 / cos
+    if prediction == "sample":
+        return -(cos + sin) / sin, 1.0 / sin
+    return cos + sin, sin - cos
+
+
 def fractional_index(ascending: Sequence[float], value: float) -> float:
     """Where ``value`` stands in a table of at least two values; outside, the end's slope goes on.
 

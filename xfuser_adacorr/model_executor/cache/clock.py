@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .samplers import NoiseSchedule, read_schedule, unwrapped
+from .samplers import RAW_OUTPUT, NoiseSchedule, read_schedule, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class Step:
     """How far the sampler follows the output, in units of the latents' scale; None becomes
     ``|sigma_next - sigma|``, as for flow matching."""
 
+    velocity: tuple[float, float] = RAW_OUTPUT
+    """Weights of output and latents in what forecasts are lines of."""
+
     def __post_init__(self) -> None:
         if self.coordinate is None:
             object.__setattr__(self, "coordinate", self.sigma)
@@ -38,6 +41,9 @@ class SchedulerClock:
     Schedulers that count their steps are read without touching the device during a run; for the
     others (DDIM, PNDM) the timestep of the call, read with the decision, is looked up.
     """
+
+    knows_latents = True
+    """Whether the transformer is called with the latents here, not with another stage's output."""
 
     def __init__(self, get_stepper: Callable[[], Any]) -> None:
         self._get_stepper = get_stepper
@@ -65,7 +71,7 @@ class SchedulerClock:
         if scheduler.timesteps is self._timesteps:
             return False
         self._timesteps = scheduler.timesteps
-        self.schedule = read_schedule(scheduler)
+        self.schedule = read_schedule(scheduler, self.knows_latents)
         return True
 
     def locate(self, calls: int, timestep: float | None, last: Step | None) -> Step:
@@ -85,6 +91,7 @@ class SchedulerClock:
             total - index,
             coordinate=schedule.coordinates[index],
             followed=schedule.followed[index],
+            velocity=schedule.velocities[index],
         )
 
     def _counted(self) -> int:

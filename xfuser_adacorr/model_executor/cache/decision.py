@@ -22,6 +22,8 @@ class ActiveCall:
 
     latents: Tensor
     """As tokens ``[B, N, C]``."""
+    given: Tensor
+    """The latents as the transformer is given them."""
     timestep: Tensor
     branch: Branch
     step: Step | None = None

@@ -193,7 +193,7 @@ class CacheEngine:
         timestep = torch.as_tensor(arguments[self.family.timestep])
         self.blocks.executed_flops = 0
         try:
-            call = self.active = ActiveCall(latents, timestep, self._branch(given))
+            call = self.active = ActiveCall(latents, given, timestep, self._branch(given))
             if self.decides_outside:
                 self._decide(call, None)
             answered = self.decides_outside and not call.record.refreshed
@@ -363,11 +363,15 @@ class CacheEngine:
         history, step, record = call.branch.correction_state, call.step, call.record
         self.correction.compensation.called(step, record.refreshed)
         if not record.refreshed:
-            sample = self.correction.reuse(history, step, call.score, call.branch.output_dtype)
+            sample = self.correction.reuse(
+                history, call.given, step, call.score, call.branch.output_dtype
+            )
             return output if sample is None else self.family.make_output(sample, return_dict)
         fresh = (self.family.read_output or sample_of)(output)
         call.branch.output_dtype = fresh.dtype
-        sample = self.correction.refresh(history, call.latents, fresh, step, call.score, record)
+        sample = self.correction.refresh(
+            history, call.latents, call.given, fresh, step, call.score, record
+        )
         return output if sample is fresh else self.family.make_output(sample, return_dict)
 
 

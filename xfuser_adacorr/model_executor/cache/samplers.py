@@ -7,7 +7,13 @@ from inspect import signature
 from itertools import pairwise
 from typing import Any, Literal
 
-from xfuser_adacorr.core.schedule import PREDICTIONS, followed, fractional_index, noise_angle
+from xfuser_adacorr.core.schedule import (
+    PREDICTIONS,
+    followed,
+    fractional_index,
+    noise_angle,
+    velocity_weights,
+)
 
 EULER = ("FlowMatchEulerDiscreteScheduler", "RectifiedFlowScheduler")
 """Step ``x <- x + c * dsigma * output``: what skipped calls owe is paid in a later output."""
@@ -27,6 +33,12 @@ REPLAYED = (
 COMPENSATED = EULER + REPLAYED
 STEP_ARGUMENTS = {"model_output", "timestep", "sample"}
 """What a replay has to find among the arguments of ``step``."""
+
+RAW_OUTPUT = (1.0, 0.0)
+"""`NoiseSchedule.velocities` of models that predict the velocity, or latents not known."""
+
+VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "LMSDiscreteScheduler")
+"""Their latents are ``x0 + tan(phi) * noise``, which the pipeline scales for the model."""
 
 Mending = Literal["output", "replay", "none"]
 
@@ -86,6 +98,11 @@ def describe_sampler(scheduler: Any) -> dict[str, Any]:
     return {"class": type(scheduler).__name__, **options}
 
 
+def model_scale(scheduler: Any, sigma: float) -> float:
+    """What the latents are multiplied by for the model, at a deviation ``sigma`` of the noise."""
+    return math.sqrt(1.0 - sigma**2) if is_known_as(scheduler, VARIANCE_EXPLODING) else 1.0
+
+
 def _is_flow(scheduler: Any) -> bool:
     """Flow matching: ``x = (1 - sigma) * x0 + sigma * noise``."""
     if getattr(scheduler.config, "use_flow_sigmas", False):
@@ -133,12 +150,19 @@ class NoiseSchedule:
     """Where outputs are taken to change along a line: see `read_schedule`."""
     followed: list[float]
     """How far a step follows the output, in units of the latents' scale."""
+    velocities: list[tuple[float, float]]
+    """Weights of output and latents in what forecasts are lines of."""
     timesteps: list[float] | None
     """Known where the scheduler does not count its steps, so that calls are placed by value."""
 
 
-def read_schedule(scheduler: Any) -> NoiseSchedule:
+def read_schedule(scheduler: Any, latents_known: bool = True) -> NoiseSchedule:
     """Read the schedule that ``set_timesteps`` made.
+
+    Forecasts are lines of flow matching's velocity, noise - picture, whatever the model predicts:
+    noise changes slowly at low noise levels and the predicted picture at high ones, the velocity at
+    both. It takes the latents to convert to it; where they are not known, the lines are the
+    output's own.
 
     The coordinate is sigma for flow matching and the fraction of the training timesteps for
     variance-preserving schedules: that is the axis the model was trained uniformly on, while the
@@ -153,7 +177,7 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
         if len(values) == len(scheduler.timesteps):
             values.append(0.0)
         steps = [abs(b - a) for a, b in pairwise(values)]
-        return NoiseSchedule(values, values[:-1], steps, timesteps)
+        return NoiseSchedule(values, values[:-1], steps, [RAW_OUTPUT] * len(steps), timesteps)
     table = [noise_angle(alpha) for alpha in scheduler.alphas_cumprod.tolist()]
     if counts_steps and hasattr(scheduler, "sigmas"):
         levels = scheduler.sigmas.tolist()
@@ -168,14 +192,21 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
         final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
         angles = [*(table[int(place)] for place in places), noise_angle(final)]
     prediction = scheduler.config.prediction_type
-    if prediction in PREDICTIONS:
-        steps = [followed(prediction, angle, after) for angle, after in pairwise(angles)]
-    else:
+    velocities = [RAW_OUTPUT] * len(places)
+    if prediction not in PREDICTIONS:
         steps = [math.nan] * len(places)
+    else:
+        if latents_known:
+            velocities = [velocity_weights(prediction, angle) for angle in angles[:-1]]
+        steps = [
+            followed(prediction, angle, after) / abs(weight)
+            for (angle, after), (weight, _) in zip(pairwise(angles), velocities, strict=True)
+        ]
     return NoiseSchedule(
         [math.sin(angle) for angle in angles],
         [place / len(table) for place in places],
         steps,
+        velocities,
         timesteps,
     )
 

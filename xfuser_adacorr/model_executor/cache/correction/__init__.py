@@ -81,13 +81,13 @@ def make_correction(
     pipeline's ``stage``.
     """
     if not config.enable_adacorrection:
-        return OutputForecast(Compensation()) if config.forecasts_output else None
+        return OutputForecast(Compensation(), family.followed) if config.forecasts_output else None
     weights = {"gamma": config.adacorr_gamma, "lambda_": config.adacorr_lambda}
     if config.adacorr_mode == "literal":
         return LiteralCorrection(**weights, stream=family.output_stream)
     compensation = make_compensation(clock, stage)
     if not measures:
-        return OutputForecast(compensation)
+        return OutputForecast(compensation, family.followed)
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
     options = {

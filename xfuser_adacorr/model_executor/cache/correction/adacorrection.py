@@ -82,12 +82,10 @@ class AdaCorrection(OutputForecast):
         target: Target | None = None,
         relation: PsnrRelation | None = None,
     ) -> None:
-        super().__init__(compensation or EulerCompensation())
+        super().__init__(compensation or EulerCompensation(), followed)
         self.gamma = gamma
         self.lambda_ = lambda_
         self.tolerance = tolerance
-        self.followed = followed
-        """(output, channels of the latents) -> the part of it that the sampler follows."""
         self.target = target
         self.relation = relation
         """From the expected errors of a run to its PSNR."""
@@ -154,10 +152,15 @@ class AdaCorrection(OutputForecast):
         return self.target is None or score is None or self.target.grants(score.weight)
 
     def reuse(
-        self, history: History, step: Step, score: Score | None, dtype: torch.dtype
+        self,
+        history: History,
+        given: Tensor,
+        step: Step,
+        score: Score | None,
+        dtype: torch.dtype,
     ) -> Tensor:
         history.accumulated_error = score.accumulated_error
-        return super().reuse(history, step, score, dtype)
+        return super().reuse(history, given, step, score, dtype)
 
     def answered(self, history: History, step: Step, record: CallRecord) -> None:
         if self.target is not None:
@@ -173,25 +176,27 @@ class AdaCorrection(OutputForecast):
         self,
         history: History,
         latents: Tensor,
+        given: Tensor,
         output: Tensor,
         step: Step,
         score: Score | None,
         record: CallRecord,
     ) -> Tensor:
-        result, found = self.take_output(history, output, step, latents.shape[-1])
+        result, found = self.take_output(history, given, output, step, latents.shape[-1])
         self.take_latents(history, latents, score, record)
         history.unread = [*found, history.latents.square().sum()]
         return result
 
     def take_output(
-        self, history: History, output: Tensor, step: Step, channels: int
+        self, history: History, given: Tensor, output: Tensor, step: Step, channels: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Store a computed output; ``channels`` are those of the latents.
 
         Returns the output, compensated for skipped calls, and the squared norms of the error that
         the forecast would have had (NaN without one to compare) and of what it is relative to.
         """
-        fresh = output.detach().to(torch.float32, copy=True)
+        history.channels = channels
+        fresh = self._velocity(output, given, channels, step)
         error = torch.full((), math.nan, device=fresh.device)
         moved = history.v0 is not None and history.sigma0 != step.coordinate
         if moved or history.v1 is not None:

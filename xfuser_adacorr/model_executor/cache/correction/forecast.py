@@ -1,6 +1,6 @@
 """Forecasts of the model's output stand in for it; what they miss may be compensated."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from xfuser_adacorr.core.forecast import line_weights
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
+from xfuser_adacorr.model_executor.cache.samplers import RAW_OUTPUT
 
 from .compensation import Compensation
 
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Outputs:
-    """Refreshes of one branch; tensors are float32 copies in the latents' shape."""
+    """Refreshes of one branch; tensors are float32 copies in the output's shape."""
 
     v0: Tensor | None = None
+    """What `Step.velocity` makes of the last computed output; ``v1``: of the one before."""
     v1: Tensor | None = None
     sigma0: float = 0.0
     """`Step.coordinate` of ``v0``, which is sigma for flow matching."""
     sigma1: float | None = None
+    channels: int = 0
+    """Of the latents."""
     unread: list[Tensor] = field(default_factory=list)
     """What the last refresh found, to be read with the next decision."""
     debt: Any = None
@@ -36,10 +40,17 @@ class OutputForecast:
     """The line through the last two computed outputs, for calls that others choose.
 
     Nothing is measured. ``compensation`` pays what reused calls owe, as the sampler allows.
+    ``followed`` maps an output and the number of the latents' channels to the part of the output
+    that the sampler follows, as a view.
     """
 
-    def __init__(self, compensation: Compensation) -> None:
+    def __init__(
+        self,
+        compensation: Compensation,
+        followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
+    ) -> None:
         self.compensation = compensation
+        self.followed = followed
 
     def new_state(self) -> Outputs:
         return Outputs(debt=self.compensation.new_debt())
@@ -53,28 +64,39 @@ class OutputForecast:
         return history.unread
 
     def reuse(
-        self, history: Outputs, step: Step, score: "Score | None", dtype: torch.dtype
+        self,
+        history: Outputs,
+        given: Tensor,
+        step: Step,
+        score: "Score | None",
+        dtype: torch.dtype,
     ) -> Tensor:
-        """Return the forecast ``[B, N, C]`` for the call at ``step``."""
-        return self.forecast(history, step, dtype)
+        """Return the forecast for the call at ``step``, which is given the latents ``given``."""
+        return self.forecast(history, given, step, dtype)
 
-    def forecast(self, history: Outputs, step: Step, dtype: torch.dtype) -> Tensor:
-        """Return the line through the last two computed outputs at ``step``."""
+    def forecast(self, history: Outputs, given: Tensor, step: Step, dtype: torch.dtype) -> Tensor:
+        """Return the line through the last two computed outputs at ``step``, as an output."""
         weights = self._weights(history, step)
         self.compensation.reused(history, step, weights)
-        return self._line(history, weights).to(dtype)
+        line, (p, q) = self._line(history, weights), step.velocity
+        return self._combined(line, given, history.channels, (1 / p, -q / p)).to(dtype)
 
     def refresh(
         self,
         history: Outputs,
         latents: Tensor,
+        given: Tensor,
         output: Tensor,
         step: Step,
         score: "Score | None",
         record: CallRecord,
     ) -> Tensor:
-        """Store a computed output ``[B, N, C]`` and return it, compensated for skipped calls."""
-        fresh = output.detach().to(torch.float32, copy=True)
+        """Store a computed output and return it, compensated for skipped calls.
+
+        ``latents`` are tokens ``[B, N, C]`` of what the transformer is ``given``.
+        """
+        history.channels = latents.shape[-1]
+        fresh = self._velocity(output, given, history.channels, step)
         return self._store(history, output, fresh, step)
 
     def answered(self, history: Outputs, step: Step, record: CallRecord) -> None:
@@ -83,6 +105,22 @@ class OutputForecast:
     def expected_psnr_db(self, histories: Iterable[Outputs]) -> float | None:
         """PSNR to be expected after these branches; None where nothing is known about it."""
         return None
+
+    def _velocity(self, output: Tensor, given: Tensor, channels: int, step: Step) -> Tensor:
+        """A float32 copy of the output, turned into what forecasts are lines of."""
+        copy = output.detach().to(torch.float32, copy=True)
+        return self._combined(copy, given, channels, step.velocity)
+
+    def _combined(
+        self, output: Tensor, given: Tensor, channels: int, weights: tuple[float, float]
+    ) -> Tensor:
+        """``p * output + q * given`` in what the sampler follows; the output itself where q = 0."""
+        if weights == RAW_OUTPUT:
+            return output
+        p, q = weights
+        combined = output.clone()
+        self.followed(combined, channels).mul_(p).add_(given.detach().float(), alpha=q)
+        return combined
 
     def _store(self, history: Outputs, output: Tensor, fresh: Tensor, step: Step) -> Tensor:
         result = self.compensation.refreshed(history, output, fresh, step)

@@ -17,7 +17,7 @@ from torch import Tensor
 from xfuser_adacorr.core.blend import blend_weights, curvature_node
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.intercept import handler_of, intercept_step, release
-from xfuser_adacorr.model_executor.cache.samplers import unwrapped
+from xfuser_adacorr.model_executor.cache.samplers import RAW_OUTPUT, model_scale, unwrapped
 
 from .compensation import Compensation
 
@@ -31,14 +31,14 @@ class Node:
 
     coordinate: float
     output: Tensor
-    """What the sampler was given: after guidance; float32."""
+    """What `Step.velocity` makes of the output that the sampler was given (after guidance)."""
 
 
 @dataclass(slots=True)
 class SkippedStep:
     """A step whose output was, at least in one branch, forecast."""
 
-    coordinate: float
+    place: Step
     arguments: dict[str, Any]
     """Of ``step``, but for the output and the latents."""
     change: Tensor | None
@@ -162,7 +162,7 @@ class ReplayCompensation(Compensation):
             rest["timestep"] = self._host_timesteps[place.index]
         change = self._change(arguments["sample"])
         result = original(**arguments)
-        record.skipped.append(SkippedStep(place.coordinate, rest, change))
+        record.skipped.append(SkippedStep(place, rest, change))
         record.returned = result[0]
         record.returned_values = result[0].clone()
         record.returned_version = 0 if result[0].is_inference() else result[0]._version
@@ -180,13 +180,18 @@ class ReplayCompensation(Compensation):
 
     def _refresh(self, original: Callable[..., Any], arguments: dict[str, Any], place: Step) -> Any:
         record = self.record
-        fresh = Node(
-            place.coordinate, arguments["model_output"].detach().to(torch.float32, copy=True)
-        )
+        output = arguments["model_output"].detach().to(torch.float32, copy=True)
+        if place.velocity != RAW_OUTPUT:
+            p, q = place.velocity
+            output = p * output + q * self._as_given(arguments["sample"], place)
+        fresh = Node(place.coordinate, output)
         if record.skipped and place.remaining > 1:
             change = self._change(arguments["sample"])
             dtype = arguments["model_output"].dtype
-            arguments["sample"] = self._replay(original, fresh, change, dtype)
+            latents = self._replay(original, fresh, change, dtype)
+            arguments["sample"] = latents
+            if place.velocity != RAW_OUTPUT:
+                arguments["model_output"] = self._output(output, latents, place).to(dtype)
         result = original(**arguments)
         repeated = record.v0 is not None and record.v0.coordinate == fresh.coordinate
         self.record = Record(fresh, record.v1 if repeated else record.v0)
@@ -203,9 +208,21 @@ class ReplayCompensation(Compensation):
         latents = record.latents
         for past in record.skipped:
             latents = _changed(latents, past.change)
-            output = self._blend(past.coordinate, fresh).to(dtype)
+            blended = self._blend(past.place.coordinate, fresh)
+            output = self._output(blended, latents, past.place).to(dtype)
             latents = original(model_output=output, sample=latents, **past.arguments)[0]
         return _changed(latents, change)
+
+    def _output(self, velocity: Tensor, latents: Tensor, place: Step) -> Tensor:
+        """The output that is this velocity at these latents."""
+        if place.velocity == RAW_OUTPUT:
+            return velocity
+        p, q = place.velocity
+        return (velocity - q * self._as_given(latents, place)) / p
+
+    def _as_given(self, latents: Tensor, place: Step) -> Tensor:
+        """Latents as the model is given them, float32."""
+        return model_scale(self.scheduler, place.sigma) * latents.float()
 
     def _blend(self, coordinate: float, fresh: Node) -> Tensor:
         v0, v1 = self.record.v0, self.record.v1

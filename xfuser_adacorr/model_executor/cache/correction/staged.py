@@ -40,17 +40,23 @@ class StagedCorrection(AdaCorrection):
         return "patches" if self.stage.ends_warmup(step) else None
 
     def reuse(
-        self, history: History, step: Step, score: Score | None, dtype: torch.dtype
+        self,
+        history: History,
+        given: Tensor,
+        step: Step,
+        score: Score | None,
+        dtype: torch.dtype,
     ) -> Tensor | None:
         """Return the forecast on the last stage; the others pass on what their forward returns."""
         if self.stage.is_first:
             history.accumulated_error = score.accumulated_error
-        return self.forecast(history, step, dtype) if self.stage.is_last else None
+        return self.forecast(history, given, step, dtype) if self.stage.is_last else None
 
     def refresh(
         self,
         history: History,
         latents: Tensor,
+        given: Tensor,
         output: Tensor,
         step: Step,
         score: Score | None,
@@ -63,7 +69,7 @@ class StagedCorrection(AdaCorrection):
             history.found_by = None if is_over else self.stage.ticket
         if not self.stage.is_last:
             return output
-        result, found = self.take_output(history, output, step, self.channels)
+        result, found = self.take_output(history, given, output, step, self.channels)
         if not is_over:
             self.stage.send_found(torch.stack(found).tolist())
         return result

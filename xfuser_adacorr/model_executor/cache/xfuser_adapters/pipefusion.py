@@ -190,6 +190,7 @@ class StageClock(SchedulerClock):
     """Counts the calls about each part of the latents: only the last stage steps its scheduler."""
 
     needs_timestep = False
+    knows_latents = False
 
     def __init__(self, get_stepper: Callable[[], Any], stage: PipelineStage) -> None:
         super().__init__(get_stepper)

@@ -62,11 +62,12 @@ def test_budget_in_whole_refreshes():
 
 
 def test_tolerances_spend_what_they_are_for():
-    """With equal rates s over n steps every gap of g = n / B steps adds up to (s g)^2 / 2."""
-    s, n, refreshes = 0.3, 60, 12
-    tau = budget_tolerance(s * n, refreshes)
-    assert tau == pytest.approx((s * n / refreshes) ** 2 / 2)
-    assert fidelity_tolerance(s * n, refreshes * tau) == pytest.approx(tau)
+    """With equal rates s a gap of g steps adds up to (s g)^2 / 2; the last gap is a third of it."""
+    s, gap, refreshes = 0.3, 6, 12
+    ahead = s * ((refreshes - 1) * gap + gap / 3)
+    assert budget_tolerance(ahead, refreshes) == pytest.approx((s * gap) ** 2 / 2)
+    tau = fidelity_tolerance(s * gap * refreshes, refreshes * (s * gap) ** 2 / 2)
+    assert tau == pytest.approx((s * gap) ** 2 / 2)
     assert fidelity_tolerance(1.0, -0.1) == 0.0
 
 

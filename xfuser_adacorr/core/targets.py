@@ -11,6 +11,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LAST_GAP = 1 / 3
+"""Length of the gap before the last call, whose error nothing repairs, in those of other gaps."""
+
 
 def refreshes_left(
     target: float, calls: int, spent: float, remaining: int, reuse_cost: float
@@ -27,8 +30,12 @@ def refreshes_left(
 
 
 def budget_tolerance(ahead: float, refreshes: int) -> float:
-    """tau that spends ``refreshes`` (at least 1) over the rates ``ahead``: ``(L / B)^2 / 2``."""
-    return (ahead / refreshes) ** 2 / 2.0
+    """tau that spends ``refreshes`` (at least 1) over the rates ``ahead``.
+
+    ``(L / (B - 1 + LAST_GAP))^2 / 2``: B - 1 equal gaps and one, before the last call, of
+    `LAST_GAP` of their length.
+    """
+    return (ahead / (refreshes - 1 + LAST_GAP)) ** 2 / 2.0
 
 
 def fidelity_tolerance(ahead: float, allowed: float) -> float:

@@ -127,15 +127,16 @@ class AdaCorrection(OutputForecast):
             error = history.accumulated_error + displacement_error(
                 kappa, drift.temporal, step.followed, history.velocity_to_latents
             )
-            tolerance = self._tolerance(history, step, kappa)
+            tolerance = self._tolerance(history, step)
             relative = ratio(error, tolerance)
         weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
         return Score(weight, drift, expected, error, tolerance)
 
-    def _tolerance(self, history: History, step: Step, kappa: float) -> float:
+    def _tolerance(self, history: History, step: Step) -> float:
         if self.target is None:
             return self.tolerance
-        return self.target.tolerance(history.pace, step, kappa, history.velocity_to_latents)
+        velocity = history.velocity_to_latents
+        return self.target.tolerance(history.pace, step, history.kappa, velocity)
 
     def forced(self, step: Step) -> str | None:
         """Reason (`CallRecord.reason`) to compute a call for more than its own sake."""

@@ -52,8 +52,12 @@ class Target:
             places = zip(clock.schedule.coordinates, clock.schedule.followed, strict=True)
             self._weights = [profile(place) * followed for place, followed in places]
 
-    def tolerance(self, pace: Pace, step: Step, kappa: float, velocity: float) -> float:
-        """What the expected error at ``step`` is compared with, above 0 or 0 to refresh."""
+    def tolerance(self, pace: Pace, step: Step, kappa: float | None, velocity: float) -> float:
+        """What the expected error at ``step`` is compared with; 0 to refresh.
+
+        ``kappa`` is the one last measured, None while there is none; ``velocity`` is
+        ``||v|| / ||x||``.
+        """
         raise NotImplementedError
 
     def ruling(self, pace: Pace, step: Step, reserved: int) -> str | None:
@@ -87,11 +91,13 @@ class Target:
         """Measured rate over the profile's."""
         return math.sqrt(kappa) * velocity / self.profile(step.coordinate)
 
-    def _ahead(self, pace: Pace, step: Step, kappa: float, velocity: float) -> float:
+    def _ahead(self, pace: Pace, step: Step, kappa: float | None, velocity: float) -> float:
         """L: expected rates added up from the last refresh to the end of the run."""
-        scale = self._ratio(step, kappa, velocity)
+        scale = 1.0
         if pace.expected > 0.0:
             scale = pace.measured / pace.expected
+        elif kappa is not None:
+            scale = self._ratio(step, kappa, velocity)
         return scale * self._between(pace.refreshed_at + 1, step.index + step.remaining, step)
 
     def _between(self, first: int, end: int, step: Step) -> float:
@@ -120,7 +126,7 @@ class ComputeTarget(Target):
             self.fraction, pace.calls, pace.spent, step.remaining, pace.reuse_cost
         )
 
-    def tolerance(self, pace: Pace, step: Step, kappa: float, velocity: float) -> float:
+    def tolerance(self, pace: Pace, step: Step, kappa: float | None, velocity: float) -> float:
         left = max(self._left(pace, step), 1)
         return budget_tolerance(self._ahead(pace, step, kappa, velocity), left)
 
@@ -147,7 +153,7 @@ class FidelityTarget(Target):
         super().__init__(profile, clock)
         self.allowed = allowed
 
-    def tolerance(self, pace: Pace, step: Step, kappa: float, velocity: float) -> float:
+    def tolerance(self, pace: Pace, step: Step, kappa: float | None, velocity: float) -> float:
         ahead = self._ahead(pace, step, kappa, velocity)
         return fidelity_tolerance(ahead, self.allowed - pace.error)
 

@@ -93,8 +93,9 @@ class Loop:
 class LinearInTime:
     """Stands in for the transformer's forward: its velocity, noise - picture, is linear in time.
 
-    Whatever the latents are; what the scheduler expects is computed from both. Time is the axis that the forecast is linear in: sigma for flow matching, otherwise the training
-    timestep, here found by interpolating in the logarithm of the noise level.
+    Whatever the latents are; what the scheduler expects is computed from both. Time is the axis
+    that the forecast is linear in: sigma for flow matching, otherwise the training timestep, here
+    found by interpolating in the logarithm of the noise level.
     """
 
     def __init__(self, scheduler):

@@ -55,11 +55,57 @@ _FLUX: Sweeps = {
     },
 }
 
-_PIXART: Sweeps = {20: _FLUX[28], 28: _FLUX[28]}
+_PIXART: Sweeps = {
+    20: {
+        "Fb": _over("rel_l1_thresh", 0.15, 0.2, 0.3, 0.45, 0.7),
+        "Fb" + CORRECTED: _corrected((0.4, 0.01), (0.6, 0.03), (0.8, 0.07), (1.2, 0.2)),
+        "Tea": _over("rel_l1_thresh", 0.04, 0.06, 0.09, 0.13, 0.18),
+        "Tea" + CORRECTED: _corrected((0.15, 0.01), (0.2, 0.03), (0.3, 0.07), (0.4, 0.2)),
+        "Fast": _over("rel_l1_thresh", 0.03, 0.045, 0.065, 0.09, 0.13),
+        "Fast" + CORRECTED: _corrected((0.15, 0.01), (0.25, 0.03), (0.4, 0.07), (0.6, 0.2)),
+        "Ada": _over("rel_l1_thresh", 0.4, 0.6, 0.9, 1.4, 2.0, 3.0),
+        "Ada" + CORRECTED: _corrected((1.0, 0.01), (2.0, 0.03), (4.0, 0.07), (4.0, 0.2)),
+        "Auto": _over("adacorr_tolerance", 0.01, 0.018, 0.035, 0.07, 0.14, 0.3),
+    },
+    50: {
+        "Fb": _over("rel_l1_thresh", 0.08, 0.11, 0.15, 0.2, 0.3),
+        "Fb" + CORRECTED: _corrected((0.3, 0.0015), (0.3, 0.003), (0.4, 0.006), (0.6, 0.015)),
+        "Tea": _over("rel_l1_thresh", 0.025, 0.035, 0.045, 0.06, 0.075),
+        "Tea" + CORRECTED: _corrected((0.1, 0.0015), (0.1, 0.003), (0.15, 0.006), (0.2, 0.015)),
+        "Fast": _over("rel_l1_thresh", 0.016, 0.02, 0.027, 0.035, 0.045),
+        "Fast" + CORRECTED: _corrected((0.1, 0.0015), (0.1, 0.003), (0.15, 0.006), (0.25, 0.015)),
+        "Ada": _over("rel_l1_thresh", 0.22, 0.3, 0.4, 0.5, 0.7),
+        "Ada" + CORRECTED: _corrected((0.6, 0.0015), (1.0, 0.003), (1.5, 0.006), (3.0, 0.015)),
+        "Auto": _over("adacorr_tolerance", 0.001, 0.002, 0.0035, 0.006, 0.01, 0.018),
+    },
+}
 
-_DIT: Sweeps = {28: _FLUX[28], 50: _FLUX[50]}
+_DIT: Sweeps = {
+    28: {
+        "Fb": _over("rel_l1_thresh", 0.15, 0.2, 0.27, 0.4, 0.6),
+        "Fb" + CORRECTED: _corrected((0.35, 0.004), (0.5, 0.01), (0.7, 0.02), (1.0, 0.05)),
+        "Tea": _over("rel_l1_thresh", 0.02, 0.028, 0.04, 0.055, 0.08),
+        "Tea" + CORRECTED: _corrected((0.1, 0.004), (0.15, 0.01), (0.2, 0.02), (0.3, 0.05)),
+        "Fast": _over("rel_l1_thresh", 0.018, 0.026, 0.036, 0.05, 0.07),
+        "Fast" + CORRECTED: _corrected((0.1, 0.004), (0.15, 0.01), (0.2, 0.02), (0.4, 0.05)),
+        "Ada": _over("rel_l1_thresh", 0.35, 0.5, 0.8, 1.2, 2.0, 4.0),
+        "Ada" + CORRECTED: _corrected((0.8, 0.004), (1.5, 0.01), (3.0, 0.02), (4.0, 0.05)),
+        "Auto": _over("adacorr_tolerance", 0.003, 0.006, 0.012, 0.02, 0.035, 0.06),
+    },
+    50: {
+        "Fb": _over("rel_l1_thresh", 0.1, 0.14, 0.18, 0.25, 0.35),
+        "Fb" + CORRECTED: _corrected((0.3, 0.0015), (0.35, 0.003), (0.4, 0.006), (0.6, 0.012)),
+        "Tea": _over("rel_l1_thresh", 0.012, 0.017, 0.022, 0.03, 0.042),
+        "Tea" + CORRECTED: _corrected((0.06, 0.0015), (0.08, 0.003), (0.1, 0.006), (0.15, 0.012)),
+        "Fast": _over("rel_l1_thresh", 0.012, 0.016, 0.021, 0.028, 0.036),
+        "Fast" + CORRECTED: _corrected((0.08, 0.0015), (0.1, 0.003), (0.1, 0.006), (0.2, 0.012)),
+        "Ada": _over("rel_l1_thresh", 0.25, 0.35, 0.5, 0.7, 1.0, 1.6),
+        "Ada" + CORRECTED: _corrected((0.5, 0.0015), (1.0, 0.003), (1.5, 0.006), (3.0, 0.012)),
+        "Auto": _over("adacorr_tolerance", 0.001, 0.0016, 0.0025, 0.004, 0.007, 0.012),
+    },
+}
 
-_OPENSORA: Sweeps = {30: _FLUX[28]}
+_OPENSORA: Sweeps = {30: _FLUX[28], 50: _FLUX[50]}
 
 SWEEPS = {"flux": _FLUX, "pixart": _PIXART, "dit": _DIT, "opensora": _OPENSORA}
 """By family."""

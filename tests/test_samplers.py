@@ -22,7 +22,12 @@ from diffusers import (
 
 from tests.samplers import FLOW, SCHEDULERS, Loop, linear_loop, relative_error
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.core.schedule import followed, fractional_index, noise_angle
+from xfuser_adacorr.core.schedule import (
+    followed,
+    fractional_index,
+    noise_angle,
+    velocity_weights,
+)
 from xfuser_adacorr.model_executor.cache import correction
 from xfuser_adacorr.model_executor.cache.samplers import read_schedule
 
@@ -149,6 +154,20 @@ def test_followed_is_the_derivative_of_ddims_step_by_the_output():
     assert followed("epsilon", angle, following) == pytest.approx(
         abs(level_next - level) / math.sqrt(1 + level**2)
     )
+
+
+@pytest.mark.parametrize("angle", [0.01, 0.7, 1.56])
+def test_velocity_weights_give_noise_minus_picture(angle):
+    x0, noise = 0.7, -1.3
+    latents = math.cos(angle) * x0 + math.sin(angle) * noise
+    outputs = {
+        "epsilon": noise,
+        "sample": x0,
+        "v_prediction": math.cos(angle) * noise - math.sin(angle) * x0,
+    }
+    for prediction, output in outputs.items():
+        p, q = velocity_weights(prediction, angle)
+        assert p * output + q * latents == pytest.approx(noise - x0)
 
 
 def test_followed_is_finite_at_zero_terminal_snr():

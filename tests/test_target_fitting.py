@@ -12,7 +12,7 @@ from tests.test_benchmark_cli import tiny_pipeline
 from xfuser_adacorr import CacheConfig, cache_summary, enable_cache
 from xfuser_adacorr.model_executor.cache.context import CallRecord, Trace
 from xfuser_adacorr.model_executor.cache.engine import engine_of
-from xfuser_adacorr.model_executor.cache.samplers import NoiseSchedule
+from xfuser_adacorr.model_executor.cache.samplers import RAW_OUTPUT, NoiseSchedule
 from xfuser_adacorr.model_executor.cache.stored_schedule import load_schedule
 from xfuser_adacorr.model_executor.cache.target_fitting import (
     TargetRecorder,
@@ -35,7 +35,8 @@ def trace_of(kappa, velocity, steps=10):
         call.expected_error = call.expected_offset * velocity / steps
         calls.append(call)
     sigmas = [1.0 - i / steps for i in range(steps + 1)]
-    return Trace("Auto", calls), NoiseSchedule(sigmas, sigmas[:-1], [1.0 / steps] * steps, None)
+    schedule = NoiseSchedule(sigmas, sigmas[:-1], [1.0 / steps] * steps, [RAW_OUTPUT] * steps, None)
+    return Trace("Auto", calls), schedule
 
 
 def test_rates_are_read_from_a_trace():

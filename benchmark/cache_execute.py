@@ -35,6 +35,7 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
     """Plan, make, score and report; the only rank that logs and writes."""
     # Imported late: --help and mistakes on the command line answer at once.
     from benchmark.families import FAMILIES
+    from benchmark.generate import prepared
     from benchmark.loading import fingerprint, load_documented, load_prompts
     from benchmark.plan import comparison_rows, gamma_lambda_rows, same_compute_rows
     from benchmark.report import gather, write_results
@@ -66,6 +67,9 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
 
     console.print(f"Loading {settings.model}")
     bench = Workbench(settings, engine_config)
+    for row in rows:
+        with prepared(bench.pipe, row):
+            pass  # what cannot be enabled is said before anything is written
     store.open(_identity(settings, fingerprint, threads(settings)), settings.resume)
     run_rows(bench, [*bench.ode_rows(), *rows])
     seconds = None

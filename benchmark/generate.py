@@ -21,7 +21,7 @@ from benchmark.parallel import (
 )
 from benchmark.plan import Row
 from benchmark.schedulers import make_scheduler
-from benchmark.settings import Settings
+from benchmark.settings import BenchmarkError, Settings
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
 
 Entries = Sequence[dict[str, Any]]
@@ -38,13 +38,20 @@ class Generated:
 
 @contextmanager
 def prepared(pipe: Any, row: Row) -> Iterator[None]:
-    """The pipeline with the row's solver and cache; afterwards it is as it was."""
+    """The pipeline with the row's solver and cache; afterwards it is as it was.
+
+    Raises:
+        BenchmarkError: the pipeline cannot run under the row's cache.
+    """
     tell("prepare", row)
     own = get_scheduler(pipe)
     set_scheduler(pipe, make_scheduler(row.solver, own, row.reference_steps))
     try:
         if row.config is not None:
-            enable_cache(pipe, row.config)
+            try:
+                enable_cache(pipe, row.config)
+            except (ValueError, FileNotFoundError) as error:
+                raise BenchmarkError(f"{row.name}: {' '.join(str(error).split())}") from error
         try:
             yield
             tell("restore")

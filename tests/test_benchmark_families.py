@@ -178,6 +178,14 @@ def test_a_class_name_that_the_pipeline_does_not_know_is_named(command, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_enabled_on_the_model_is_said_before_anything_is_written(
+    command, tmp_path, capsys
+):
+    assert command("dit", "--cache_methods", "Auto", "--target_psnr", 50) == 2
+    assert "Auto: target_psnr needs a calibration of the model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_entries_must_have_the_familys_own_text(command, tmp_path, capsys):
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"test": [{"prompt": "a red circle", "seed": 1}]}))

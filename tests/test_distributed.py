@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -214,6 +215,8 @@ def test_a_failing_rank_ends_all_with_its_own_message():
         text=True,
         start_new_session=True,
     )
+    watchdog = threading.Timer(180, process.terminate)  # torchrun ends its children then
+    watchdog.start()
     try:
         start = None
         text = ""
@@ -222,6 +225,7 @@ def test_a_failing_rank_ends_all_with_its_own_message():
             start = start or ("both are running" in line and time.monotonic())
         assert process.wait(60) != 0
     finally:
+        watchdog.cancel()
         process.kill()
     assert "ValueError: rank 1 has run out of luck" in text
     assert time.monotonic() - start < 60.0

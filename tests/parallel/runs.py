@@ -401,7 +401,8 @@ def run_trained(case: Case) -> dict[str, Any]:
         return latents
 
     plain, found = run(), {}
-    for options in (case.cache, {**case.cache, "enable_adacorrection": True}, RIVAL):
+    corrected = {**case.cache, "enable_adacorrection": True, "adacorr_tolerance": 0.02}
+    for options in (case.cache, corrected, RIVAL):
         config = CacheConfig(**options)
         enable_cache(pipe, config, check_ranks=True)
         error, fraction = difference(run(), plain), cache_summary(pipe).compute_fraction

@@ -70,7 +70,7 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
     for row in rows:
         with prepared(bench.pipe, row):
             pass  # what cannot be enabled is said before anything is written
-    store.open(_identity(settings, fingerprint, threads(settings)), settings.resume)
+    store.open(run_identity(settings, fingerprint, threads(settings)), settings.resume)
     run_rows(bench, [*bench.ode_rows(), *rows])
     seconds = None
     if settings.mode == "comparison":
@@ -86,7 +86,7 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
     console.print(f"Report: {store.report}", soft_wrap=True)
 
 
-def _identity(settings: Settings, fingerprint, threads: int) -> dict:
+def run_identity(settings: Settings, fingerprint, threads: int) -> dict:
     """What has to be the same for finished rows to be used again."""
     identity = settings.to_dict()
     for name in ("output_dir", "resume", "workers"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmark.metrics import PSNR_CAP_DB, psnr_db
+from benchmark.metrics import PSNR_CAP_DB
 from benchmark.sweep import interpolate
 from benchmark.tables import MISSING, Table, number
 
@@ -24,13 +24,6 @@ Groups = Mapping[str, Sequence[int]]
 def motions(clips: Tensor) -> list[float]:
     """Mean absolute difference of neighbouring frames of each clip ``[N, F, 3, H, W]``."""
     return clips.diff(dim=1).abs().flatten(1).mean(dim=1).tolist()
-
-
-def clip_psnr_db(clips: Tensor, reference: Tensor) -> list[float]:
-    """Mean over the frames of their PSNR, of each clip ``[N, F, 3, H, W]``."""
-    values = psnr_db(clips.flatten(0, 1), reference.flatten(0, 1))
-    frames = clips.shape[1]
-    return [fmean(values[first : first + frames]) for first in range(0, len(values), frames)]
 
 
 def halves(motion: Sequence[float]) -> dict[str, list[int]]:

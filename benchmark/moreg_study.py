@@ -134,8 +134,8 @@ class Study:
 
     def row(self, name: str, scale: float) -> dict[str, Any]:
         """Per-clip compute fractions and PSNR of a variant at a scale of its codebook."""
-        from benchmark.moreg_report import clip_psnr_db
         from benchmark.plan import cached_row
+        from benchmark.video_metrics import clip_psnr_db
 
         config = replace(self.variants[name], rel_l1_thresh=scale)
         row = cached_row(name, self.steps, config)
@@ -194,7 +194,7 @@ def run(argv: Sequence[str], console: Console) -> None:
 
     from tqdm.auto import tqdm
 
-    from benchmark.cache_execute import _identity
+    from benchmark.cache_execute import run_identity
     from benchmark.generate import generate_row
     from benchmark.loading import fingerprint, load_documented, load_prompts
     from benchmark.moreg_report import render, tables
@@ -209,7 +209,7 @@ def run(argv: Sequence[str], console: Console) -> None:
     load_prompts(settings)
     console.print(f"Loading {settings.model}")
     bench = Workbench(settings)
-    identity = _identity(settings, fingerprint, threads(settings))
+    identity = run_identity(settings, fingerprint, threads(settings))
     store.open({**identity, "moreg_divisor": given.moreg_divisor}, settings.resume)
 
     with tqdm(desc="clips", unit="clip", smoothing=0.05) as bar:

@@ -121,7 +121,8 @@ class AdaCorrection(OutputForecast):
             kappa = self.target.prior_kappa(step, history.velocity_to_latents)
         if kappa is None:
             error, expected, tolerance = 0.0, None, self.tolerance
-            relative = drift.temporal / (FIRST_DRIFT_LIMIT * math.sqrt(tolerance))
+            moved = max(drift.temporal, abs(step.coordinate - history.sigma0))
+            relative = moved / (FIRST_DRIFT_LIMIT * math.sqrt(tolerance))
         else:
             expected = kappa * drift.temporal
             error = history.accumulated_error + displacement_error(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from xfuser_adacorr.core.forecast import line_weights
+from xfuser_adacorr.core.forecast import line_weights, updated_damping
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
 from xfuser_adacorr.model_executor.cache.samplers import RAW_OUTPUT
@@ -28,6 +28,8 @@ class Outputs:
     sigma0: float = 0.0
     """`Step.coordinate` of ``v0``, which is sigma for flow matching."""
     sigma1: float | None = None
+    damping: Tensor | float = 1.0
+    """Of the line's slope, as the refreshes so far found it to hold (`updated_damping`)."""
     channels: int = 0
     """Of the latents."""
     unread: list[Tensor] = field(default_factory=list)
@@ -125,13 +127,23 @@ class OutputForecast:
     def _store(self, history: Outputs, output: Tensor, fresh: Tensor, step: Step) -> Tensor:
         result = self.compensation.refreshed(history, output, fresh, step)
         if history.v0 is not None and history.sigma0 != step.coordinate:
+            self._judge_line(history, fresh, step)
             history.v1, history.sigma1 = history.v0, history.sigma0
         history.v0, history.sigma0 = fresh, step.coordinate
         return result
 
+    def _judge_line(self, history: Outputs, fresh: Tensor, step: Step) -> None:
+        """Damp further lines by how the one through the refreshes so far meets ``fresh``."""
+        if history.v1 is None:
+            return
+        _, a1 = line_weights(step.coordinate, history.sigma0, history.sigma1)
+        predicted = a1 * self.followed(history.v1 - history.v0, history.channels)
+        happened = self.followed(fresh - history.v0, history.channels)
+        history.damping = updated_damping(history.damping, predicted, happened)
+
     @staticmethod
-    def _weights(history: Outputs, step: Step) -> tuple[float, float]:
-        return line_weights(step.coordinate, history.sigma0, history.sigma1)
+    def _weights(history: Outputs, step: Step) -> tuple[Tensor | float, Tensor | float]:
+        return line_weights(step.coordinate, history.sigma0, history.sigma1, history.damping)
 
     @staticmethod
     def _line(history: Outputs, weights: tuple[float, float]) -> Tensor:

@@ -49,6 +49,14 @@ SCHEDULERS = {
 REPLAYED = {name: make for name, make in SCHEDULERS.items() if name != "flow-euler"}
 
 
+def damped_further(damping, fresh, node0, node1):
+    """The forecast's damping after a refresh; nodes are (sigma, output), ``node0`` the later."""
+    (sigma, output), (sigma0, v0), (sigma1, v1) = fresh, node0, node1
+    predicted = (sigma - sigma0) / (sigma0 - sigma1) * (v0 - v1)
+    share = float(((output - v0) * predicted).sum() / predicted.square().sum())
+    return 0.5 * damping + 0.5 * min(max(2.0 * share, 0.0), 1.0)
+
+
 class Loop:
     """Samples as diffusers' pipelines do, under any scheduler."""
 

@@ -8,7 +8,7 @@ import torch
 from xfuser_adacorr.core.blend import blend, blend_weights, displacement_weights
 from xfuser_adacorr.core.distributed import DecisionScope
 from xfuser_adacorr.core.flops import count_flops
-from xfuser_adacorr.core.forecast import line_weights
+from xfuser_adacorr.core.forecast import line_weights, updated_damping
 from xfuser_adacorr.core.offset import Drift, correction_weight, error_scale, offset_score
 from xfuser_adacorr.core.signals import l1_sums, l2_sums, ratio, root_ratio, token_std_sum
 
@@ -91,6 +91,22 @@ def test_line_passes_through_both_refreshes():
     assert line_weights(0.8, 0.8, 0.9) == pytest.approx((1.0, 0.0))
     assert line_weights(0.9, 0.8, 0.9) == pytest.approx((0.0, 1.0))
     assert line_weights(0.5, 0.8, None) == (1.0, 0.0)
+    assert line_weights(0.5, 0.8, 0.9, damping=0.25) == pytest.approx((1.75, -0.75))
+
+
+@pytest.mark.parametrize(
+    ("happened", "share"), [(1.0, 1.0), (3.0, 1.0), (0.5, 1.0), (0.2, 0.4), (0.0, 0.0), (-1.0, 0.0)]
+)
+def test_damping_is_the_share_of_the_slope_that_holds(happened, share):
+    """A line half as wrong as it is long errs as much as the last value: it still counts in full."""
+    predicted = torch.tensor([3.0, 4.0])
+    aside = torch.tensor([4.0, -3.0])  # says nothing about the slope
+    damping = updated_damping(0.8, predicted, happened * predicted + aside)
+    assert float(damping) == pytest.approx(0.4 + 0.5 * share)
+
+
+def test_a_line_that_predicts_no_change_is_not_damped():
+    assert float(updated_damping(1.0, torch.zeros(3), torch.ones(3))) == 1.0
 
 
 @pytest.mark.parametrize("sigma1", [None, 0.9])

@@ -11,7 +11,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from tests.samplers import FLOW, REPLAYED, SCHEDULERS, Loop, linear_loop, relative_error
+from tests.samplers import (
+    FLOW,
+    REPLAYED,
+    SCHEDULERS,
+    Loop,
+    damped_further,
+    linear_loop,
+    relative_error,
+)
 from tests.test_engine import SCALARS, STATED_FLOATS
 from tests.test_synchronisation import host_reads  # noqa: F401 (a fixture)
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
@@ -72,8 +80,12 @@ def test_replay_is_what_it_says(monkeypatch):
         x = advance(solver, i, outputs[sigmas[i]], x)
     saved, x_saved = copy.deepcopy(solver), x
     line = {s: outputs[s] for s in sigmas[2:4]}
+    nodes, damping = list(outputs.items()), 1.0
+    for i in (2, 3):
+        damping = damped_further(damping, nodes[i], nodes[i - 1], nodes[i - 2])
     for i in (4, 5):
-        x = advance(solver, i, lagrange(line, sigmas[i]), x)
+        forecast = damping * lagrange(line, sigmas[i]) + (1 - damping) * outputs[sigmas[3]]
+        x = advance(solver, i, forecast, x)
     parabola = line | {sigmas[6]: loop.flux.call(x, times[6])}
     assert sigmas[3] - sigmas[6] < 4 * (sigmas[2] - sigmas[3])  # the curvature is used
     x = x_saved

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from tests.samplers import SCHEDULERS, Loop, linear_loop, relative_error
+from tests.samplers import SCHEDULERS, Loop, damped_further, linear_loop, relative_error
 from tests.test_synchronisation import host_reads, reads_per_call  # noqa: F401 (a fixture)
 from tests.tiny import FluxSampler, all_blocks, embed, euler, head, make_tiny_flux, run_blocks
 from tests.tiny_families import FAMILIES, cached
@@ -110,20 +110,24 @@ def test_reuse_adds_the_last_residual_of_the_stack(sampler):
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_forecast_is_the_line_through_the_last_two_outputs(sampler):
-    model, known = sampler.transformer, []
+def test_forecast_is_the_damped_line_through_the_last_two_outputs(sampler):
+    model, known, dampings = sampler.transformer, [], [1.0]
 
     def velocity(inputs, index, last):
         sigma = sampler.scheduler.sigmas[index].item()
         if index in LISTED:
-            known.insert(0, (sigma, model(**inputs, return_dict=False)[0]))
-            return known[0][1]
+            output = model(**inputs, return_dict=False)[0]
+            if len(known) > 1:
+                dampings.append(damped_further(dampings[-1], (sigma, output), *known))
+            known[:] = [(sigma, output), *known[:1]]
+            return output
         sigma1 = known[1][0] if len(known) > 1 else None
-        a0, a1 = line_weights(sigma, known[0][0], sigma1)
+        a0, a1 = line_weights(sigma, known[0][0], sigma1, dampings[-1])
         return a0 * known[0][1] + (a1 * known[1][1] if len(known) > 1 else 0.0)
 
     expected = euler(sampler, velocity, STEPS)
     x, _ = run_cached(sampler, scheduled(LISTED, "forecast"))
+    assert min(dampings) < 0.9  # otherwise the test would not see it
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -98,7 +98,7 @@ def test_line_passes_through_both_refreshes():
     ("happened", "share"), [(1.0, 1.0), (3.0, 1.0), (0.5, 1.0), (0.2, 0.4), (0.0, 0.0), (-1.0, 0.0)]
 )
 def test_damping_is_the_share_of_the_slope_that_holds(happened, share):
-    """A line half as wrong as it is long errs as much as the last value: it still counts in full."""
+    """At half of the change the line errs as much as the last value: it still counts in full."""
     predicted = torch.tensor([3.0, 4.0])
     aside = torch.tensor([4.0, -3.0])  # says nothing about the slope
     damping = updated_damping(0.8, predicted, happened * predicted + aside)

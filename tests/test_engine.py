@@ -221,7 +221,8 @@ SCALARS = 5
 def longest_gap(engine):
     """Most reused calls in a row; each leaves the two weights of its forecast to be paid for."""
     outcomes = [call.refreshed for call in engine.summary().trace.calls]
-    return max(len(list(run)) for refreshed, run in groupby(outcomes) if not refreshed)
+    gaps = [len(list(run)) for refreshed, run in groupby(outcomes) if not refreshed]
+    return max(gaps, default=0)
 
 
 @pytest.mark.parametrize("name", STATED_FLOATS)

@@ -13,8 +13,8 @@ def line_weights(
     """Weights ``(a0, a1)`` of ``a0 * V0 + a1 * V1``, the line through the last two refreshes.
 
     ``V0`` was computed at ``sigma0``, ``V1`` before it at ``sigma1``. With one refresh only
-    (``sigma1 is None``) the forecast is the last value: ``(1, 0)``. ``damping`` in [0, 1] scales the
-    line's slope: at 0 the forecast is the last value too.
+    (``sigma1 is None``) the forecast is the last value: ``(1, 0)``. ``damping`` in [0, 1] scales
+    the line's slope: at 0 the forecast is the last value too.
     """
     if sigma1 is None:
         return 1.0, 0.0

@@ -2,10 +2,13 @@
 
 import logging
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 
+from benchmark.small.splits import read_split
 from tests.samplers import SCHEDULERS, linear_loop, relative_error
 from tests.test_adacorrection import LinearInSigma, config_of, run_cached
 from tests.tiny import FluxSampler, make_tiny_flux
@@ -15,6 +18,7 @@ from xfuser_adacorr.model_executor.cache.correction.literal import LiteralCorrec
 from xfuser_adacorr.model_executor.cache.engine import engine_of
 from xfuser_adacorr.model_executor.cache.methods.base import BlockCall
 
+PIPELINES = Path(__file__).parents[1] / "benchmark" / "pipelines"
 STEPS = 20
 HALF = [torch.bfloat16, torch.float16]
 
@@ -204,3 +208,40 @@ def test_timesteps_that_rounding_makes_equal_are_told(caplog):
         bare_bfloat16_run(100, shift=3.0)
     assert caplog.records
     assert all("give the scheduler" in record.getMessage() for record in caplog.records)
+
+
+def test_caching_costs_bfloat16_pictures_less_than_the_type_itself_does():
+    """The shipped FLUX pipeline; distances are to the uncached float32 picture."""
+    pipe = FluxPipeline.from_pretrained(PIPELINES / "flux", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    entry = read_split("development")[0]
+
+    def draw(use_cache=None, **options):
+        if use_cache is not None:
+            enable_cache(pipe, use_cache, **options)
+        picture = pipe(
+            entry["prompt"],
+            height=64,
+            width=64,
+            max_sequence_length=pipe.tokenizer_2.model_max_length,
+            num_inference_steps=28,
+            generator=torch.Generator().manual_seed(entry["seed"]),
+            output_type="pt",
+        ).images.float()
+        if use_cache is not None:
+            assert 0.3 < cache_summary(pipe).compute_fraction < 0.45
+            disable_cache(pipe)
+        return picture
+
+    exact = draw()
+    pipe.to(torch.bfloat16)
+    error = {
+        name: (picture - exact).square().mean().item()
+        for name, picture in {
+            "type": draw(),
+            "corrected": draw("Auto", adacorr_tolerance=0.008),
+            "reuse": draw("Fb", rel_l1_thresh=0.2),
+        }.items()
+    }
+    assert error["corrected"] < 2 * error["type"]
+    assert error["reuse"] > 4 * error["type"]

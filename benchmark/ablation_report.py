@@ -33,16 +33,18 @@ def at_fractions(sweeps: Mapping[str, Rows], fractions: Sequence[float]) -> list
 
 
 def contributions(entries: Rows) -> list[dict[str, Any]]:
-    """What each part brings: gain over the same pictures, its standard error, and how many gain.
+    """What each part brings whose variants are there: gain, its standard error, how many gain.
 
     The gain is the PSNR of the variant with the part less that of the one without it.
     """
     known = {(e["variant"], e["compute_fraction"]): e["psnr_per_picture"] for e in entries}
     found = []
     for part in PARTS:
+        if not {part.present.name, part.absent.name} <= {name for name, _ in known}:
+            continue
         for fraction in dict.fromkeys(entry["compute_fraction"] for entry in entries):
-            present = known.get((part.present.name, fraction))
-            absent = known.get((part.absent.name, fraction))
+            present = known[part.present.name, fraction]
+            absent = known[part.absent.name, fraction]
             entry: dict[str, Any] = {
                 "part": part.name,
                 "present": part.present.name,

@@ -68,6 +68,7 @@ def make_parser() -> Parser:
         metavar="SHARE",
         help="where the variants are compared, each between 0 and 1 (0.25 0.35)",
     )
+    add("--variants", nargs="+", metavar="NAME", help="only these, by their names in the report")
     add("--resume", action="store_true", help="go on with an interrupted study")
     defaults = {"model_type": "flux", "split": "development", "num_prompts": "6"}
     for name in PASSED_ON:
@@ -186,6 +187,18 @@ def study_settings(given: Namespace) -> Settings:
     return replace(settings, output_dir=directory, resume=given.resume)
 
 
+def chosen_variants(names: Sequence[str] | None) -> list[Any]:
+    """The variants of these names, all without; `BenchmarkError` for an unknown one."""
+    from benchmark.ablation_variants import VARIANTS
+
+    known = {variant.name: variant for variant in VARIANTS}
+    for name in names or ():
+        if name not in known:
+            accepted = "; ".join(known)
+            raise BenchmarkError(f"--variants: unknown variant {name!r}; accepted: {accepted}")
+    return [variant for name, variant in known.items() if names is None or name in names]
+
+
 def run(argv: Sequence[str], console: Console) -> None:
     """Sweep all variants, then write ``results.json`` and ``report.md``."""
     given = make_parser().parse_args(argv)
@@ -194,7 +207,6 @@ def run(argv: Sequence[str], console: Console) -> None:
     from tqdm.auto import tqdm
 
     from benchmark.ablation_report import render, tables
-    from benchmark.ablation_variants import VARIANTS
     from benchmark.cache_execute import run_identity
     from benchmark.generate import generate_row
     from benchmark.loading import fingerprint, load_prompts
@@ -206,6 +218,7 @@ def run(argv: Sequence[str], console: Console) -> None:
 
     store = Store(settings.output_dir)
     store.check(settings.resume)
+    variants = chosen_variants(given.variants)
     load_prompts(settings)
     console.print(f"Loading {settings.model}")
     bench = Workbench(settings)
@@ -226,7 +239,7 @@ def run(argv: Sequence[str], console: Console) -> None:
             psnr=psnr_db if settings.num_frames is None else clip_psnr_db,
             fractions=fractions,
         )
-        results = study.results(VARIANTS)
+        results = study.results(variants)
     document = {
         "schema": 1,
         "environment": environment(bench),

@@ -179,9 +179,11 @@ def test_a_variant_that_does_not_reach_a_fraction_is_left_open(tmp_path):
     result.make = lambda row: Generated(
         torch.zeros(2, 3, 8, 8), [SimpleNamespace(compute_fraction=0.3)] * 2
     )
-    found = result.results([variant])
-    assert [entry["psnr_db"] for entry in found["variants"]] == [None, None]
-    assert all(part["gain_db"] is None for part in found["parts"])
+    found = result.results([variant, ablation_variants.LAMBDA_0])
+    assert [entry["psnr_db"] for entry in found["variants"]] == [None] * 4
+    assert [(part["part"], part["gain_db"]) for part in found["parts"]] == [
+        ("spatial term: lambda 1 for 0", None)
+    ] * 2
 
 
 @pytest.fixture
@@ -192,15 +194,15 @@ def models(tmp_path):
     return ["--model", str(tmp_path / "flux"), "--judge", str(tmp_path / "judge")]
 
 
-def test_the_command_writes_results_and_report(models, tmp_path, monkeypatch):
-    chosen = (ablation_variants.FORECAST, ablation_variants.EVEN)
-    monkeypatch.setattr(ablation_variants, "VARIANTS", chosen)
+def test_the_command_writes_results_and_report(models, tmp_path):
     out = tmp_path / "out"
     arguments = ["--num_inference_steps", "6", "--num_prompts", "2", "--threads", "1", *models]
     arguments += ["--compute_fractions", "0.5"]
+    arguments += ["--variants", "even, forecast", "even, AdaCorrection"]
     assert ablations.main([*arguments, "--output_dir", str(out)]) == 0
     document = json.loads((out / "results.json").read_text())
     assert document["settings"]["split"] == "development" and len(document["prompts"]) == 2
+    assert list(document["sweeps"]) == ["even, forecast", "even, AdaCorrection"]
     rows = document["sweeps"]["even, AdaCorrection"]
     assert [fmean(row["compute_fraction"]) for row in rows] == [0.5]
     assert rows[0]["config"]["schedule"] == [0, 2, 5]
@@ -238,6 +240,7 @@ def test_the_report_names_what_is_switched_off_in_the_running_program(tmp_path):
         (("--num_prompts", "0"), "--num_prompts"),
         (("--split", "x"), "--split"),
         (("--compute_fractions", "0.5", "1.5"), "--compute_fractions: must be between 0 and 1"),
+        (("--variants", "Auto", "x"), "--variants: unknown variant 'x'; accepted: even, reuse; "),
         (("--frobnicate",), "unrecognized arguments: --frobnicate"),
     ],
 )

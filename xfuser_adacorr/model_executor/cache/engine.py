@@ -247,7 +247,8 @@ class CacheEngine:
         drift = self.correction.drift_sums(history, call.latents) if self.forecasts else []
         timestep = []
         if self.clock.needs_timestep:
-            timestep = [call.timestep.flatten()[0] / self.family.full_noise_timestep]
+            # In float32: half precision would round the quotient once more.
+            timestep = [call.timestep.flatten()[0].float() / self.family.full_noise_timestep]
         # Inside the stack a rank sees its own tokens; the latents outside of it may be whole.
         read = self.scope.read_groups(
             {

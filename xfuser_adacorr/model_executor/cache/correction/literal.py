@@ -6,6 +6,7 @@ saturates on most models, so the blend is then close to the fresh output.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from xfuser_adacorr.core.blend import blend
@@ -36,6 +37,12 @@ def literal_weight(hidden: Tensor, previous: Tensor, gamma: float, lambda_: floa
     return (gamma * (temporal.square() + lambda_ * spatial)).clamp(0.0, 1.0)
 
 
+def _blended(cached: Tensor, fresh: Tensor, weight: Tensor) -> Tensor:
+    """The blend in at least float32: in half precision that of two equals would not be equal."""
+    wide = torch.promote_types(fresh.dtype, torch.float32)
+    return blend(cached.to(wide), fresh.to(wide), weight).to(fresh.dtype)
+
+
 class LiteralCorrection:
     """``h^ = (1 - w) * cached + w * fresh`` per block; the blend is what the cache keeps."""
 
@@ -64,7 +71,7 @@ class LiteralCorrection:
         if not record.refreshed:
             weight = literal_weight(hidden, state.inputs[call.index], self.gamma, self.lambda_)
             cached = state.outputs[call.index]
-            out = {name: blend(cached[name], x, weight.to(x.dtype)) for name, x in fresh.items()}
+            out = {name: _blended(cached[name], x, weight) for name, x in fresh.items()}
             state.unread.append(weight)
             state.unread_record = record
         state.inputs[call.index] = hidden.clone()

@@ -126,7 +126,8 @@ class Fast(BaseMethod):
             streams = self._stand_in(state, index, streams)
         state.predicted.append(streams)
         if self.static_tokens:
-            motion = (call.streams[stream] - state.inputs[0]).float().square().sum(-1).amax(0)
+            moved = call.streams[stream].float() - state.inputs[0].float()
+            motion = moved.square().sum(-1).amax(0)
             state.moving = motion.argsort(descending=True)
             local.append((motion > self.motion_threshold * motion.max()).sum())
         if self.max_sums is not None:

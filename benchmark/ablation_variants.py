@@ -1,0 +1,122 @@
+"""The variants of the ablation study, and the parts that pairs of them differ in."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+from xfuser_adacorr import CacheConfig
+from xfuser_adacorr.core import blend
+from xfuser_adacorr.model_executor.cache import correction, engine
+from xfuser_adacorr.model_executor.cache.correction import forecast
+from xfuser_adacorr.model_executor.cache.correction.compensation import Compensation
+
+# Parts that no option switches off are replaced in the running program, for the study alone.
+
+
+def without_compensation() -> AbstractContextManager:
+    """What reused calls owe stays unpaid; forecast and refresh rule are as ever."""
+    return patch.object(correction, "make_compensation", lambda clock, stage=None: Compensation())
+
+
+def without_curvature() -> AbstractContextManager:
+    """The blend of cached and fresh outputs is linear, never the parabola."""
+    return patch.object(blend, "CURVATURE_MAX_GAP_RATIO", 0.0)
+
+
+def without_line() -> AbstractContextManager:
+    """The forecast is the last value."""
+    return patch.object(forecast, "line_weights", lambda sigma, sigma0, sigma1: (1.0, 0.0))
+
+
+def with_last_two_refreshed() -> AbstractContextManager:
+    """The call before the last one is computed too, whatever its weight."""
+    rule = engine.reason_for
+
+    def reason_for(call: Any, *others: Any) -> str:
+        reason = rule(call, *others)
+        return "last" if reason == "reuse" and call.step.remaining == 2 else reason
+
+    return patch.object(engine, "reason_for", reason_for)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A configuration over a knob that sets its compute."""
+
+    name: str
+    config: CacheConfig
+    """Without the knob."""
+    knob: str = "adacorr_tolerance"
+    """``schedule`` (evenly spaced refreshes), ``target_compute`` or ``adacorr_tolerance``."""
+    switch: Callable[[], AbstractContextManager] = nullcontext
+    """Entered while the pictures are made."""
+
+
+_even = partial(CacheConfig, use_cache="Schedule", schedule=1)
+_auto = partial(CacheConfig, use_cache="Auto")
+
+REUSE = Variant(name="even, reuse", config=_even(), knob="schedule")
+FORECAST = Variant(name="even, forecast", config=_even(stand_in="forecast"), knob="schedule")
+EVEN = Variant(name="even, AdaCorrection", config=_even(enable_adacorrection=True), knob="schedule")
+EVEN_LINEAR = Variant(
+    name="even, AdaCorrection, linear blend",
+    config=_even(enable_adacorrection=True),
+    knob="schedule",
+    switch=without_curvature,
+)
+AUTO = Variant(name="Auto", config=_auto())
+UNCOMPENSATED = Variant(name="Auto, no compensation", config=_auto(), switch=without_compensation)
+LAST_VALUE = Variant(name="Auto, last value", config=_auto(), switch=without_line)
+LINEAR = Variant(name="Auto, linear blend", config=_auto(), switch=without_curvature)
+LAMBDA_0 = Variant(name="Auto, lambda 0", config=_auto(adacorr_lambda=0.0))
+LAMBDA_4 = Variant(name="Auto, lambda 4", config=_auto(adacorr_lambda=4.0))
+GAMMA_HALF = Variant(name="Auto, gamma 0.5", config=_auto(adacorr_gamma=0.5))
+GAMMA_2 = Variant(name="Auto, gamma 2", config=_auto(adacorr_gamma=2.0))
+LAST_TWO = Variant(name="Auto, last two refreshed", config=_auto(), switch=with_last_two_refreshed)
+TARGET = Variant(name="Auto, compute target", config=_auto(), knob="target_compute")
+
+VARIANTS = (
+    REUSE,
+    FORECAST,
+    EVEN,
+    EVEN_LINEAR,
+    AUTO,
+    UNCOMPENSATED,
+    LAST_VALUE,
+    LINEAR,
+    LAMBDA_0,
+    LAMBDA_4,
+    GAMMA_HALF,
+    GAMMA_2,
+    LAST_TWO,
+    TARGET,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that ``present`` has and ``absent`` lacks."""
+
+    name: str
+    present: Variant
+    absent: Variant
+
+
+PARTS = (
+    Part("line for the last value (even steps)", FORECAST, REUSE),
+    Part("compensation (even steps)", EVEN, FORECAST),
+    Part("curvature of the blend (even steps)", EVEN, EVEN_LINEAR),
+    Part("refresh rule for even steps", AUTO, EVEN),
+    Part("line for the last value (Auto)", AUTO, LAST_VALUE),
+    Part("compensation (Auto)", AUTO, UNCOMPENSATED),
+    Part("curvature of the blend (Auto)", AUTO, LINEAR),
+    Part("spatial term: lambda 1 for 0", AUTO, LAMBDA_0),
+    Part("spatial term: lambda 4 for 0", LAMBDA_4, LAMBDA_0),
+    Part("gamma 0.5 for 1", GAMMA_HALF, AUTO),
+    Part("gamma 2 for 1", GAMMA_2, AUTO),
+    Part("last two refreshed for the last one", LAST_TWO, AUTO),
+    Part("compute target for a fixed tolerance", TARGET, AUTO),
+)

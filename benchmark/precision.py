@@ -1,0 +1,227 @@
+"""What caching costs in half precision, beside what half precision costs by itself.
+
+Methods run in several weights' types; each is compared with the uncached pictures of its own type,
+and with those of float32. `--help` lists the arguments.
+"""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if __package__ in (None, ""):
+    sys.path[0] = str(ROOT)
+
+from rich.console import Console  # noqa: E402
+
+from benchmark.command import exit_code, passed_on  # noqa: E402
+from benchmark.settings import UNCACHED, Parser, Settings, read_settings  # noqa: E402
+
+OUTPUT = ROOT / "benchmark" / "results" / "precision"
+EXACT = "float32"
+PASSED_ON = (
+    "model_type",
+    "model",
+    "prompts",
+    "judge",
+    "config",
+    "cache_methods",
+    "num_inference_steps",
+    "guidance_scale",
+    "true_cfg_scale",
+    "device",
+    "threads",
+    "split",
+    "num_prompts",
+)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="precision.py",
+        description="Cached and uncached pictures in half precision and in float32.",
+        epilog="The other arguments are those of cache_execute.py; the split is the development "
+        "split by default, of which 3 prompts are taken.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--half",
+        choices=("bfloat16", "float16"),
+        default="bfloat16",
+        help="half precision type (bfloat16; float16 takes a GPU to be quick)",
+    )
+    add(
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help="new or empty (benchmark/results/precision/FAMILY_STEPS)",
+    )
+    add("--resume", action="store_true", help="go on with an interrupted study")
+    defaults = {
+        "model_type": "flux",
+        "split": "development",
+        "num_prompts": "3",
+        "cache_methods": ["Auto", "Fb+AdaCorrection", "Fb"],
+    }
+    for name in PASSED_ON:
+        nargs = "+" if name == "cache_methods" else None
+        add(f"--{name}", metavar="X", nargs=nargs, default=defaults.get(name))
+    return parser
+
+
+def measure(
+    store: Any,
+    rows: Sequence[Any],
+    dtypes: Sequence[str],
+    make: Callable[[str, Any], Any],
+    psnr: Callable[[Any, Any], list[float]],
+) -> list[dict[str, Any]]:
+    """Compute fraction, and PSNR to both uncached runs, of every row in every type.
+
+    The first row is the uncached one, the first type float32; ``make(dtype, row)`` makes pictures,
+    `generate.Generated`. Every row is kept as soon as it is finished.
+    """
+    from benchmark.metrics import spread
+
+    uncached, results = rows[0], []
+    for dtype in dtypes:
+        for row in rows:
+            key = f"{dtype}-{row.key}"
+            kept = store.row(key)
+            if kept is None:
+                made = make(dtype, row)
+                if row is uncached:
+                    store.save_pictures(key, made.pictures)
+                own, exact = (store.pictures(f"{of}-{uncached.key}") for of in (dtype, dtypes[0]))
+                is_exact = row is uncached and dtype == dtypes[0]
+                fractions = [summary.compute_fraction for summary in made.summaries]
+                kept = {
+                    "dtype": dtype,
+                    "cache_method": row.name,
+                    "compute_fraction": round(fmean(fractions), 6) if fractions else 1.0,
+                    "psnr_db": None if row is uncached else spread(psnr(made.pictures, own)),
+                    "psnr_exact_db": None if is_exact else spread(psnr(made.pictures, exact)),
+                    "config": row.config and row.config.to_dict(),
+                }
+                store.save_row(key, kept)
+            results.append(kept)
+    return results
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> Any:
+    """One line a type and method."""
+    from benchmark.tables import MISSING, Table, number
+
+    def psnr(value: Mapping[str, float] | None) -> str:
+        return MISSING if value is None else f"{value['mean']:.1f} (min {value['min']:.1f})"
+
+    heads = ("type", "method", "compute", "PSNR dB to its uncached", f"to {EXACT} uncached")
+    cells = [
+        (
+            result["dtype"],
+            "uncached" if result["cache_method"] == UNCACHED else result["cache_method"],
+            number(result["compute_fraction"], 3),
+            psnr(result["psnr_db"]),
+            psnr(result["psnr_exact_db"]),
+        )
+        for result in results
+    ]
+    return Table("Caching in half precision", heads, cells)
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The report as markdown."""
+    settings = document["settings"]
+    environment = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
+    return (
+        f"# Caching in half precision\n\nModel `{settings['model']}`, {len(document['prompts'])} "
+        f"prompts of the {settings['split']} split, {settings['num_inference_steps'][0]} steps.\n\n"
+        f"{table(document['results']).markdown()}\n"
+        "- PSNR: mean and minimum over the pictures, against the uncached picture of the same type "
+        "and against that of float32. The uncached line of the half precision type is what the "
+        "type costs by itself.\n"
+        f"- Environment: {environment}.\n"
+    )
+
+
+def study_settings(given: Namespace) -> Settings:
+    """The settings in float32; raises `BenchmarkError` for what is wrong."""
+    settings = read_settings(["--output_dir=.", *passed_on(given, PASSED_ON)])
+    steps = settings.num_inference_steps[0]
+    directory = given.output_dir or OUTPUT / f"{settings.model_type}_{steps}"
+    return replace(settings, output_dir=directory, resume=given.resume)
+
+
+def run(argv: Sequence[str], console: Console) -> None:
+    """Make all pictures, then write ``results.json`` and ``report.md``."""
+    given = make_parser().parse_args(argv)
+    settings = study_settings(given)
+
+    from tqdm.auto import tqdm
+
+    from benchmark.cache_execute import run_identity
+    from benchmark.families import FAMILIES
+    from benchmark.generate import generate_row
+    from benchmark.loading import fingerprint, load_documented, load_prompts
+    from benchmark.metrics import psnr_db
+    from benchmark.plan import comparison_rows
+    from benchmark.report import environment
+    from benchmark.runner import Workbench, threads
+    from benchmark.store import Store, write_json, write_text
+    from benchmark.video_metrics import clip_psnr_db
+
+    store = Store(settings.output_dir)
+    store.check(settings.resume)
+    rows = comparison_rows(
+        settings.cache_methods,
+        settings.num_inference_steps[:1],
+        load_documented(settings),
+        {},
+        FAMILIES[settings.model_type].solvers,
+    )
+    load_prompts(settings)
+    console.print(f"Loading {settings.model}")
+    dtypes = (EXACT, given.half)
+    benches = {dtype: Workbench(replace(settings, dtype=dtype)) for dtype in dtypes}
+    bench = benches[EXACT]
+    identity = run_identity(settings, fingerprint, threads(settings))
+    store.open({**identity, "half": given.half}, settings.resume)
+
+    with tqdm(desc="pictures", unit="picture", smoothing=0.05) as bar:
+
+        def make(dtype: str, row: Any) -> Any:
+            bar.set_postfix_str(f"{dtype} {row.name}")
+            own = benches[dtype]
+            return generate_row(own.pipe, own.settings, row, own.entries, bar.update)
+
+        psnr = psnr_db if settings.num_frames is None else clip_psnr_db
+        results = measure(store, rows, dtypes, make, psnr)
+    document = {
+        "schema": 1,
+        "environment": environment(bench),
+        "settings": {**settings.to_dict(), "dtype": list(dtypes)},
+        "prompts": bench.entries,
+        "results": results,
+    }
+    write_text(store.report, render(document))
+    write_json(store.results, document)
+    console.print(table(results).rich())
+    console.print(f"Report: {store.report}", soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for a mistake of the user's, 130 if interrupted."""
+    console = Console()
+    console.width = max(console.width, 130)  # tables are not to be cut off
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv, console))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(main())

@@ -18,6 +18,7 @@ from benchmark.settings import BenchmarkError  # noqa: E402
 
 MODELS = ("flux", "opensora")
 MODES = ("eager", "compile", "cudagraphs")
+"""How blocks run: as written; each compiled into one graph; those graphs as CUDA graphs."""
 RESULTS = ROOT / "benchmark" / "results" / "gpu"
 LEAST_REUSED = 4
 """Calls after the first computed ones: the last two may be forced."""
@@ -132,13 +133,14 @@ def execute(given: argparse.Namespace) -> None:
 def write(store: Any, settings: dict[str, Any], described: dict[str, Any]) -> None:
     """The JSON file and the tables of everything in the directory, of earlier runs too."""
     from benchmark.gpu_report import report, summarise
+    from benchmark.gpu_rows import UNCACHED
     from benchmark.store import write_json, write_text
 
     results = []
     for model in MODELS:
         for mode in MODES:
             entries = store.row(f"{model}-{mode}")
-            if entries is not None:
+            if entries and entries[UNCACHED]["rounds"]:
                 results.append({"model": model, "mode": mode, "rows": summarise(entries)})
     document = {"schema": 1, "machine": described, "settings": settings, "results": results}
     write_json(store.results, document)

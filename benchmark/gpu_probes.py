@@ -14,8 +14,6 @@ from torch._dynamo.utils import counters
 
 HOST_READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 """Methods of a tensor that wait for its device."""
-MODES = ("eager", "compile", "cudagraphs")
-"""How blocks run: as written; each compiled into one graph; those graphs as CUDA graphs."""
 
 
 def drain(device: torch.device) -> None:

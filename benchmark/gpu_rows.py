@@ -30,6 +30,10 @@ class Schedule:
     computed: int
 
 
+def _nothing(pipe: Any, schedule: Schedule | None = None) -> None:
+    """What the uncached row needs."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One line of the table."""
@@ -38,7 +42,7 @@ class Row:
     enable: Callable[[Any, Schedule], None]
     """(pipeline, schedule): switch the cache on."""
     disable: Callable[[Any], None]
-    restart: Callable[[Any, Schedule], None] = lambda pipe, schedule: None
+    restart: Callable[[Any, Schedule], None] = _nothing
     """Before each generation, for caches that do not notice a new one."""
     has_trace: bool = False
     """Whether `cache_summary` tells which calls were reused."""
@@ -81,23 +85,43 @@ def _taylor_seer(schedule: Schedule, **options: Any) -> TaylorSeerCacheConfig:
     )
 
 
-def _enable_dbcache(pipe: Any, schedule: Schedule) -> None:
-    import cache_dit
+class _DBCache:
+    """cache-dit's DBCache.
 
-    config = cache_dit.DBCacheConfig(
-        Fn_compute_blocks=1,
-        Bn_compute_blocks=0,
-        residual_diff_threshold=NEVER_EXCEEDED,
-        max_warmup_steps=schedule.computed,
-        num_inference_steps=schedule.steps,
-    )
-    cache_dit.enable_cache(pipe, cache_config=config)
+    Disabled, it leaves a forward of its own on the transformer and the block lists in another order
+    among its modules, by which diffusers finds the first block: both are put back.
+    """
 
+    THRESHOLD = 0.99
+    """From 1 on it reuses without comparing anything, which no threshold in use does."""
 
-def _disable_dbcache(pipe: Any) -> None:
-    import cache_dit
+    def __init__(self) -> None:
+        self._attributes: set[str] = set()
+        self._modules: list[str] = []
 
-    cache_dit.disable_cache(pipe)
+    def enable(self, pipe: Any, schedule: Schedule) -> None:
+        import cache_dit
+
+        self._attributes = set(vars(pipe.transformer))
+        self._modules = list(pipe.transformer._modules)
+        config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            residual_diff_threshold=self.THRESHOLD,
+            max_warmup_steps=schedule.computed,
+            num_inference_steps=schedule.steps,
+        )
+        cache_dit.enable_cache(pipe, cache_config=config)
+
+    def disable(self, pipe: Any) -> None:
+        import cache_dit
+
+        cache_dit.disable_cache(pipe)
+        for name in set(vars(pipe.transformer)) - self._attributes:
+            delattr(pipe.transformer, name)
+        modules = pipe.transformer._modules
+        for name in self._modules:
+            modules[name] = modules.pop(name)
 
 
 class _XFuserCache:
@@ -146,14 +170,10 @@ def _start_xfuser(dtype: Any) -> None:
     start(Degrees(), dtype=dtype)
 
 
-def _xfuser_row(name: str, method: str) -> Row:
-    cache = _XFuserCache(method)
+def _object_row(name: str, cache: Any) -> Row:
+    restart = getattr(cache, "restart", _nothing)
     return Row(
-        name=name,
-        enable=cache.enable,
-        disable=cache.disable,
-        restart=cache.restart,
-        fullgraph=False,
+        name=name, enable=cache.enable, disable=cache.disable, restart=restart, fullgraph=False
     )
 
 
@@ -165,14 +185,9 @@ PEERS = {
         ),
         _diffusers_row("diffusers TaylorSeer", _taylor_seer),
         _diffusers_row("diffusers TaylorSeer lite", partial(_taylor_seer, use_lite_mode=True)),
-        Row(
-            name="cache-dit DBCache F1B0",
-            enable=_enable_dbcache,
-            disable=_disable_dbcache,
-            fullgraph=False,
-        ),
-        _xfuser_row("xfuser fbcache", "fbcache"),
-        _xfuser_row("xfuser teacache", "teacache"),
+        _object_row("cache-dit DBCache F1B0", _DBCache()),
+        _object_row("xfuser fbcache", _XFuserCache("fbcache")),
+        _object_row("xfuser teacache", _XFuserCache("teacache")),
     ),
     "opensora": (
         _diffusers_row(
@@ -186,5 +201,5 @@ skips whole blocks and extrapolates the output; Open-Sora's rows name its module
 
 def rows_of(model: str) -> tuple[Row, ...]:
     """All rows of a model, the uncached one first."""
-    uncached = Row(name=UNCACHED, enable=lambda pipe, schedule: None, disable=lambda pipe: None)
+    uncached = Row(name=UNCACHED, enable=_nothing, disable=_nothing)
     return (uncached, *(_our_row(name) for name in OURS), *PEERS[model])

@@ -5,7 +5,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,43 +92,52 @@ def device_for(dry_run: bool) -> Any:
 
 def execute(given: argparse.Namespace) -> None:
     """Measure what is asked for and not yet there, and write the tables after each mode."""
-    import torch
-    from tqdm.auto import tqdm
-
-    from benchmark.gpu_measure import Bench, measure
     from benchmark.gpu_models import SIZED, TINY
     from benchmark.gpu_report import machine
-    from benchmark.gpu_rows import Schedule
     from benchmark.store import Store
 
     device = device_for(given.dry_run)
     check_rows(given.rows, given.model)
-    dtype = torch.float32 if given.dry_run else torch.bfloat16
     settings = {
         "dry_run": given.dry_run,
         "steps": given.steps,
         "computed_steps": given.computed_steps,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": "float32" if given.dry_run else "bfloat16",
     }
     store, described = Store(given.output_dir), machine(device)
     store.check(given.resume)
     store.open({**settings, "machine": described}, given.resume)
-    schedule = Schedule(given.steps, given.computed_steps)
     for name in given.model:
-        model, rows = (TINY if given.dry_run else SIZED)[name], chosen_rows(name, given.rows)
-        pipe = model.make(device, dtype)
-        for mode in given.modes:
-            bench = Bench.of(model, mode, pipe, schedule, store)
-            with tqdm(desc=bench.key, total=len(rows) * (given.rounds + 2), unit="visit") as bar:
+        model = (TINY if given.dry_run else SIZED)[name]
+        measure_model(given, model, device, store, partial(write, store, settings, described))
 
-                def on_visit(row: str, bar: tqdm = bar) -> None:
-                    bar.set_postfix_str(row)
-                    bar.update()
 
-                measure(bench, rows, given.rounds, on_visit)
-            torch._dynamo.reset()
-            write(store, settings, described)
-        del pipe
+def measure_model(
+    given: argparse.Namespace, model: Any, device: Any, store: Any, on_mode: Callable[[], None]
+) -> None:
+    """All modes of one model, which is let go of afterwards."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from benchmark.gpu_measure import Bench, measure
+    from benchmark.gpu_rows import Schedule
+
+    rows, schedule = (
+        chosen_rows(model.name, given.rows),
+        Schedule(given.steps, given.computed_steps),
+    )
+    pipe = model.make(device, torch.float32 if given.dry_run else torch.bfloat16)
+    for mode in given.modes:
+        bench = Bench.of(model, mode, pipe, schedule, store)
+        with tqdm(desc=bench.key, total=len(rows) * (given.rounds + 2), unit="visit") as bar:
+
+            def on_visit(row: str, bar: tqdm = bar) -> None:
+                bar.set_postfix_str(row)
+                bar.update()
+
+            measure(bench, rows, given.rounds, on_visit)
+        torch._dynamo.reset()
+        on_mode()
 
 
 def write(store: Any, settings: dict[str, Any], described: dict[str, Any]) -> None:

@@ -60,7 +60,10 @@ def quartiles_ms(seconds: Sequence[float]) -> dict[str, float] | None:
     """Quartiles in milliseconds and the number of calls; None of none."""
     if not seconds:
         return None
-    low, middle, high = quantiles(seconds, n=4) if len(seconds) > 1 else (seconds[0],) * 3
+    if len(seconds) == 1:
+        low = middle = high = seconds[0]
+    else:
+        low, middle, high = quantiles(seconds, n=4, method="inclusive")
     named = {"q1": low, "median": middle, "q3": high}
     return {name: round(1e3 * value, 4) for name, value in named.items()} | {"calls": len(seconds)}
 

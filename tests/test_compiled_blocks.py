@@ -39,7 +39,7 @@ def test_blocks_are_whole_graphs_and_not_compiled_again(compiled, name):
     disable_cache(pipe)
     assert graphs > 0 and counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
-    assert reused == 0 if name == "literal" else reused >= SCHEDULE.steps - SCHEDULE.computed - 2
+    assert reused >= SCHEDULE.steps - SCHEDULE.computed - 2  # two may be forced at the end
 
 
 def test_methods_share_the_graphs(compiled):

@@ -6,7 +6,7 @@ hard for one are hard for the other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -91,12 +91,18 @@ def curve(
 
 
 def front(points: Sequence[Point], quantity: Quantity) -> list[Point]:
-    """The points that no other point beats at less compute, or at the same."""
+    """The points that no other point beats at less compute, or at the same.
+
+    What more compute does not improve stays at the best value up to the last point.
+    """
     sign = 1 if quantity.higher_is_better else -1
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p.x, -sign * p.value)):
         if not kept or sign * point.value > sign * kept[-1].value:
             kept.append(point)
+    last = max((point.x for point in points), default=0.0)
+    if kept and kept[-1].x < last:
+        kept.append(replace(kept[-1], x=last))
     return kept
 
 

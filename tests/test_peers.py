@@ -32,6 +32,9 @@ def pipelines():
         made[family] = pipe
     for pipe in made.values():
         pipe.set_progress_bar_config(disable=True)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
     return made
 
 

@@ -1,14 +1,14 @@
 """The caches of cache-dit, enabled on the pipeline by its own ``enable_cache``."""
 
-import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
-import cache_dit
-
 from benchmark.peers import Run
 
-logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # it says every step on standard output
+
+import cache_dit  # noqa: E402
 
 
 def _enable(

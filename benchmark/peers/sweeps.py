@@ -20,7 +20,8 @@ def _mag_cache(thresholds: Sequence[float], steps: int) -> Settings:
 
 
 def _attention(thresholds: Sequence[float], steps: int) -> Settings:
-    tried = ((3, (100, 800)), (2, (-1, 1001)), (4, (-1, 1001)), (8, (-1, 1001)))
+    # the first step's timestep must be outside: FasterCache has nothing to skip it with
+    tried = ((3, (100, 800)), (2, (-1, 981)), (4, (-1, 981)), (8, (-1, 981)))
     return [{"skip_range": n, "timestep_range": timesteps} for n, timesteps in tried]
 
 

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from xfuser.model_executor.cache import utils
-from xfuser.model_executor.cache.adapters.flux import apply_fbcache, apply_teacache
-
 from benchmark.peers import Run
 from benchmark.peers.restoring import before_every_picture
+from xfuser_adacorr.model_executor.cache.xfuser_adapters.platform import load_xfuser
+
+load_xfuser()  # also where there is no accelerator
+
+from xfuser.model_executor.cache import utils  # noqa: E402
+from xfuser.model_executor.cache.adapters.flux import apply_fbcache, apply_teacache  # noqa: E402
 
 
 def _enable(apply: Callable[..., Any]) -> Callable[..., Callable[[], None]]:

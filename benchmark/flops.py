@@ -82,8 +82,8 @@ def counted_flops(transformer: nn.Module) -> Iterator[Flops]:
     """
     flops = Flops()
     mode = _Counting(flops)
-    family = find_family(transformer)
-    blocks = [block for part in family.block_lists for block in getattr(transformer, part.attribute)]
+    names = [part.attribute for part in find_family(transformer).block_lists]
+    blocks = [block for name in names for block in getattr(transformer, name)]
 
     def enter_call(*_: Any) -> None:
         mode.__enter__()

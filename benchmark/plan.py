@@ -62,9 +62,7 @@ def uncached_row(steps: int, solver: str = EULER) -> Row:
     return Row(name=UNCACHED, reference_steps=steps, num_inference_steps=steps, solver=solver)
 
 
-def cached_row(
-    name: str, steps: int, config: CacheConfig | PeerConfig, solver: str = EULER
-) -> Row:
+def cached_row(name: str, steps: int, config: CacheConfig | PeerConfig, solver: str = EULER) -> Row:
     return Row(
         name=name, reference_steps=steps, num_inference_steps=steps, solver=solver, config=config
     )
@@ -110,9 +108,7 @@ def method_config(
         config = replace(documented[base], enable_adacorrection=True, rel_l1_thresh=None)
     else:
         config = CacheConfig.from_name(name)
-    wanted = {
-        option: value for option, value in options.items() if _applies(option, base, config)
-    }
+    wanted = {option: value for option, value in options.items() if _applies(option, base, config)}
     if any(name in wanted for name in TARGETS):
         wanted["adacorr_tolerance"] = None  # a target sets it
     return replace(config, **wanted)

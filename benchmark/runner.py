@@ -140,11 +140,11 @@ def executed(made: Generated, uncached: Mapping[str, Any] | None) -> dict[str, A
         names = ("transformer_flops", "block_flops", "total_compute_fraction")
         return dict.fromkeys(names)
     total, blocks = (n / len(made.pictures) for n in (made.flops.total, made.flops.blocks))
-    whole = total if uncached is None else uncached["transformer_flops"]
+    whole = total if uncached is None else uncached.get("transformer_flops")
     return {
         "transformer_flops": total,
         "block_flops": blocks,
-        "total_compute_fraction": round(total / whole, 6),
+        "total_compute_fraction": whole and round(total / whole, 6),
     }
 
 

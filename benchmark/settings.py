@@ -225,8 +225,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="Schedule: one number N for every N-th step, or the indices of the computed steps",
         **{**given, "nargs": "+", "metavar": "N"},
     )
-    add("--stand_in", choices=STAND_INS, default=argparse.SUPPRESS, help="Schedule without "
-        "AdaCorrection: what stands in for a skipped call (reuse)")
+    add(
+        "--stand_in",
+        choices=STAND_INS,
+        default=argparse.SUPPRESS,
+        help="Schedule without AdaCorrection: what stands in for a skipped call (reuse)",
+    )
     add("--calibration", metavar="FILE", default=argparse.SUPPRESS, help="Schedule: a stored one")
     add(
         "--schedule_interpolation",

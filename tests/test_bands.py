@@ -5,7 +5,8 @@ import torch
 
 from benchmark import pareto_report
 from benchmark.bands import QUANTITIES, Point, curve, front, point_at
-from benchmark.samples import RESAMPLES, draws
+from benchmark.metrics import frechet_distance
+from benchmark.samples import RESAMPLES, draws, resampled_distances
 
 PSNR, FID = QUANTITIES[0], QUANTITIES[4]
 
@@ -27,6 +28,14 @@ def test_resamples_are_the_same_for_every_row_and_draw_with_repetition():
     assert torch.equal(draws(7), draws(7))
     assert draws(7).shape == (RESAMPLES, 7)
     assert any(len(set(draw.tolist())) < 7 for draw in draws(7))
+
+
+def test_resampled_distances_are_those_of_the_resampled_pictures():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(20, 6, generator=generator)
+    reference = torch.randn(50, 6, generator=generator) * 2 + 1
+    expected = [frechet_distance(features[draw], reference) for draw in draws(20)[:5]]
+    assert resampled_distances(features, reference)[:5].tolist() == pytest.approx(expected)
 
 
 def test_a_band_is_the_percentiles_of_the_resampled_means():
@@ -90,8 +99,6 @@ def test_a_lower_distance_is_a_gain():
 
     entries = pareto_report.at_fractions([row("Auto", 3.0), row("Fb", 5.0)])
     (entry,) = (
-        e
-        for e in entries
-        if (e["quantity"], e["cache_method"], e["at"]) == ("fid", "Fb", 0.25)
+        e for e in entries if (e["quantity"], e["cache_method"], e["at"]) == ("fid", "Fb", 0.25)
     )
     assert entry["auto_gains"] == {"value": 2.0, "low": 2.0, "high": 2.0}

@@ -9,7 +9,7 @@ from benchmark import families, pareto, runner, sweep, sweeps, tuning
 from benchmark.settings import BenchmarkError
 from tests.test_benchmark_cli import models  # noqa: F401  (a fixture)
 
-METHODS = ("Auto", "Fb", "Schedule+AdaCorrection", "diffusers:FirstBlockCache")
+METHODS = ("Auto", "Schedule+AdaCorrection", "diffusers:MagCache")
 
 
 @pytest.fixture
@@ -21,10 +21,9 @@ def command(models, tmp_path, monkeypatch):  # noqa: F811
     }
     monkeypatch.setitem(sweeps.SWEEPS, "flux", {8: lists})
     flux = families.FAMILIES["flux"]
-    monkeypatch.setitem(
-        families.FAMILIES, "flux", replace(flux, ode=replace(flux.ode, steps=10))
-    )
+    monkeypatch.setitem(families.FAMILIES, "flux", replace(flux, ode=replace(flux.ode, steps=10)))
     monkeypatch.setattr(sweep, "SCHEDULE_SHARES", (0.3, 0.5))
+    monkeypatch.setattr(sweep, "FEWER_STEPS", (0.5, 0.5))
 
     def run(*arguments):
         given = ["--model", models / "flux", "--judge", models / "judge", "--threads", 1]
@@ -56,8 +55,11 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     for result in searched:
         share = len(result["config"]["schedule"]) / 8
         assert result["total_compute_fraction"] == pytest.approx(share, abs=1e-6)
-    (first, *_) = by_name["diffusers:FirstBlockCache"]
-    assert first["config"]["options"] == {"threshold": 0.05}
+    ratios = json.loads((tmp_path / "work" / "tuning" / "magcache-8.json").read_text())
+    assert len(ratios) == 8 and ratios[0] == 1
+    calibrated = by_name["diffusers:MagCache"]
+    assert all(result["config"]["options"]["mag_ratios"] == ratios for result in calibrated)
+    assert min(result["total_compute_fraction"] for result in calibrated) < 1
     assert {entry["at"] for entry in document["at_fractions"]} == {0.25, 0.35, 0.5}
     assert all("samples" not in result for result in results)
     report = (tmp_path / "out" / "pareto_flux_8.md").read_text()
@@ -74,16 +76,6 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     assert command("--methods", *METHODS, "--resume") == 0
     again = json.loads((tmp_path / "out" / "pareto_flux_8.json").read_text())
     assert again == document
-
-
-def test_mag_cache_is_calibrated_on_development_prompts(command, tmp_path):
-    assert command("--methods", "Auto", "diffusers:MagCache") == 0
-    ratios = json.loads((tmp_path / "work" / "tuning" / "magcache-8.json").read_text())
-    assert len(ratios) == 8 and ratios[0] == 1
-    results = json.loads((tmp_path / "out" / "pareto_flux_8.json").read_text())["results"]
-    rows = [r for r in results if r["cache_method"] == "diffusers:MagCache"]
-    assert all(row["config"]["options"]["mag_ratios"] == ratios for row in rows)
-    assert min(row["total_compute_fraction"] for row in rows) < 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from benchmark.peers import Run
 
 os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # it says every step on standard output
 
-import cache_dit  # noqa: E402
+import cache_dit
 
 
 def _enable(

@@ -29,7 +29,7 @@ def restored(pipe: Any) -> Iterator[None]:
 def _contents(x: Any) -> tuple[dict[str, Any], dict[str, dict]]:
     """Attributes, and copies of those that are dictionaries (submodules, hooks, buffers)."""
     attributes = dict(x.__dict__)
-    inner = {name: dict(value) for name, value in attributes.items() if type(value) in _DICTIONARIES}
+    inner = {name: dict(v) for name, v in attributes.items() if type(v) in _DICTIONARIES}
     return attributes, inner
 
 

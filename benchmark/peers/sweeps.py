@@ -60,16 +60,16 @@ def _steps_mask(thresholds: Sequence[float], steps: int) -> Settings:
     ]
 
 
-_INTERVALS: Callable[..., Settings] = lambda thresholds, steps: _over(
-    "cache_interval", (2, 3, 4, 5, 6)
-)
+def _intervals(thresholds: Sequence[float], steps: int) -> Settings:
+    return _over("cache_interval", (2, 3, 4, 5, 6))
+
 
 _SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {
     "diffusers:FirstBlockCache": lambda thresholds, steps: _over("threshold", thresholds),
-    "diffusers:TaylorSeer": _INTERVALS,
-    "diffusers:TaylorSeer2": _INTERVALS,
-    "diffusers:TaylorSeerLite": _INTERVALS,
-    "diffusers:TaylorSeerLite2": _INTERVALS,
+    "diffusers:TaylorSeer": _intervals,
+    "diffusers:TaylorSeer2": _intervals,
+    "diffusers:TaylorSeerLite": _intervals,
+    "diffusers:TaylorSeerLite2": _intervals,
     "diffusers:MagCache": _mag_cache,
     "diffusers:FasterCache": _attention,
     "diffusers:PyramidAttentionBroadcast": _attention,
@@ -81,9 +81,7 @@ _SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {
     "cache-dit:StepsMask+TaylorSeer": _steps_mask,
     "xfuser:fbcache": lambda thresholds, steps: _over("rel_l1_thresh", thresholds),
     # TeaCache's published thresholds for FLUX, and looser ones
-    "xfuser:teacache": lambda thresholds, steps: _over(
-        "rel_l1_thresh", (0.25, 0.4, 0.6, 0.8, 1.2)
-    ),
+    "xfuser:teacache": lambda thresholds, steps: _over("rel_l1_thresh", (0.25, 0.4, 0.6, 0.8, 1.2)),
 }
 
 

@@ -35,7 +35,6 @@ def _enable(apply: Callable[..., Any]) -> Callable[..., Callable[[], None]]:
                 return_hidden_states_first=False,
                 **options,
             )
-            transformer.transformer_blocks.to(transformer.device)
 
         begin()
         before_every_picture(pipe, begin)

@@ -8,6 +8,7 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,10 +54,15 @@ class Tuner:
 
     def __init__(self, bench: Workbench, num_prompts: int = 8, max_evaluations: int = 40) -> None:
         self.bench = bench
+        self.num_prompts = num_prompts
         self.max_evaluations = max_evaluations
-        development = replace(bench.settings, split="development", num_prompts=num_prompts)
-        self.entries = load_prompts(development)
         self._references: dict[int, tuple[Tensor, list[float]]] = {}
+
+    @cached_property
+    def entries(self) -> list[dict[str, Any]]:
+        """Read when a method has to be tuned, and only then."""
+        settings = self.bench.settings
+        return load_prompts(replace(settings, split="development", num_prompts=self.num_prompts))
 
     def tuned(self, row: Row) -> Row:
         """The row with what its method has to be told about the run and the model."""

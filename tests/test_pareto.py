@@ -75,7 +75,8 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     assert command("--methods", *METHODS) == 2  # the directory is taken
     assert command("--methods", *METHODS, "--resume") == 0
     again = json.loads((tmp_path / "out" / "pareto_flux_8.json").read_text())
-    assert again == document
+    for part in ("results", "at_fractions", "tuning"):
+        assert again[part] == document[part]
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def report(
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for a mistake of the user's, 130 if interrupted."""
     console = Console()
-    console.width = max(console.width, 150)  # tables are not to be cut off
+    console.width = max(console.width, 190)  # tables are not to be cut off
     return exit_code(lambda: run(sys.argv[1:] if argv is None else argv, console))
 
 

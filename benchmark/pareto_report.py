@@ -110,20 +110,15 @@ def tables(entries: Sequence[Mapping[str, Any]], steps: int) -> list[Table]:
     """First Auto against the best of all others, then every method on every quantity."""
     heads = tuple(f"at {fraction}" for fraction in FRACTIONS)
     known = [q for q in QUANTITIES if any(e["quantity"] == q.name and e["value"] for e in entries)]
-    cells = []
-    for quantity in known:
-        line = [quantity.title]
-        for fraction in FRACTIONS:
-            rival = best_rival([e for e in entries if _is(e, quantity, fraction)])
-            line.append(
-                MISSING
-                if rival is None
-                else f"{verdict(rival['auto_gains'])}: "
-                f"{_cell(rival['auto_gains'], quantity.digits, signed=True)} "
-                f"over {rival['cache_method']}"
-            )
-        cells.append(tuple(line))
-    made = [Table(f"{OURS} against the best of all others, {steps} steps", ("", *heads), cells)]
+    title = f"{OURS} against the best of all others, {steps} steps"
+    whole, short = (
+        [
+            (quantity.title, *(_against_best(entries, quantity, f, short=s) for f in FRACTIONS))
+            for quantity in known
+        ]
+        for s in (False, True)
+    )
+    made = [Table(title, ("", *heads), whole, Table(title, ("", *heads), short))]
     for quantity in known:
         names = dict.fromkeys(e["cache_method"] for e in entries)
         cells = []
@@ -136,6 +131,21 @@ def tables(entries: Sequence[Mapping[str, Any]], steps: int) -> list[Table]:
         title = f"{quantity.title}, {steps} steps"
         made.append(Table(title, ("method", *heads, *gain_heads), cells))
     return made
+
+
+def _against_best(
+    entries: Sequence[Mapping[str, Any]], quantity: Quantity, fraction: float, *, short: bool
+) -> str:
+    """Who wins, by how much (with the band, if not short) and over whom."""
+    rival = best_rival([e for e in entries if _is(e, quantity, fraction)])
+    if rival is None:
+        return MISSING
+    gain = rival["auto_gains"]
+    if short:
+        by = number(gain["value"], quantity.digits, signed=True)
+    else:
+        by = _cell(gain, quantity.digits, signed=True)
+    return f"{verdict(gain)}: {by} over {rival['cache_method']}"
 
 
 def _is(entry: Mapping[str, Any], quantity: Quantity, fraction: float) -> bool:

@@ -1,5 +1,7 @@
 """Other projects' caches under the harness, and the FLOPs that every row is counted by."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,16 +40,18 @@ def pipelines():
     return made
 
 
-def picture(pipe, family, steps=STEPS, seed=3):
+def picture(pipe, family, steps=STEPS, seed=3, scale=1):
     texts = {"flux": "a red circle", "pixart": "a red circle", "dit": None}
     text = texts[family] or next(iter(pipe.labels))
     entry = {"class_label" if family == "dit" else "prompt": text, "seed": seed}
-    return make_picture(pipe, settings.read_settings(["--model_type", family]), entry, steps)
+    arguments = ["--model_type", family, "--true_cfg_scale", str(scale)]
+    return make_picture(pipe, settings.read_settings(arguments), entry, steps)
 
 
-def row(name, options, family):
+def row(name, options, family, true_cfg=False):
     solver = {"flux": "Euler", "pixart": "DPM-Solver++", "dit": "DDIM"}[family]
-    return cached_row(name, STEPS, peer_config(name, options), solver)
+    config = replace(peer_config(name, options), true_cfg=true_cfg)
+    return cached_row(name, STEPS, config, solver)
 
 
 def attributes(pipe):
@@ -75,6 +79,24 @@ def test_a_peer_saves_compute_and_leaves_the_pipeline_as_it_was(pipelines, famil
     assert not torch.equal(cached, before)
     assert torch.equal(picture(pipe, family), before)
     assert (attributes(pipe), sorted(pipe.__dict__), sorted(pipe.scheduler.__dict__)) == known
+
+
+@pytest.mark.parametrize("name", ["diffusers:FirstBlockCache", "cache-dit:DBCache"])
+def test_each_branch_of_two_calls_a_step_has_a_state_of_its_own(pipelines, name):
+    if not peers.is_installed(PEERS[name]):
+        pytest.skip(f"{PEERS[name].package} is not installed")
+    pipe, shares = pipelines["flux"], []
+    options = sweep_options(name, THRESHOLDS, STEPS)[-1]
+    for scale in (1, 2):
+        with counted_flops(pipe.transformer) as uncached:
+            picture(pipe, "flux", scale=scale)
+        guided = row(name, options, "flux", true_cfg=scale > 1)
+        with counted_flops(pipe.transformer) as flops, prepared(pipe, guided):
+            picture(pipe, "flux", scale=scale)
+        shares.append(flops.total / uncached.total)
+    # Were the state shared, the second branch would begin with the first one's residual.
+    assert shares[0] == pytest.approx(shares[1], rel=1e-6)
+    assert shares[0] < 1
 
 
 def test_a_peer_that_fails_in_the_middle_leaves_the_pipeline_as_it_was(pipelines):

@@ -15,8 +15,8 @@ from benchmark.bands import (
     QUANTITIES,
     Point,
     Quantity,
+    best_curve,
     curve,
-    front,
     point_at,
     seconds,
     total_compute,
@@ -50,8 +50,7 @@ def uncached_point(results: Sequence[Result], quantity: Quantity) -> Point | Non
 
 def method_curve(name: str, rows: Sequence[Result], quantity: Quantity, axis=total_compute) -> list:
     """Auto's curve as it is; of any other method the best of its settings at every compute."""
-    points = curve(rows, quantity, axis)
-    return points if name == OURS else front(points, quantity)
+    return (curve if name == OURS else best_curve)(rows, quantity, axis)
 
 
 def at_fractions(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -196,12 +195,13 @@ def _how(document: Mapping[str, Any]) -> str:
         "Total compute: FLOPs executed in the transformer's calls (embedders, blocks, head) over "
         "those of the uncached run, counted in every row the same way.",
         f"{OURS} is the documented method with its documented options, along its tolerance. Of "
-        "every other method the best of its settings at each compute is taken, on the pictures "
-        "that it is scored on: an advantage of theirs.",
+        "every other method the best of its settings at each compute is taken, by PSNR to the "
+        "uncached run on the very pictures that are scored: an advantage of theirs.",
         "Values between two rows are interpolated linearly; `-` is outside a method's range.",
         f"Brackets: {CONFIDENCE:.0%} bootstrap bands over the {len(document['prompts'])} pictures "
         f"({RESAMPLES} resamples, percentiles), of a difference on the same pictures in both "
-        "methods. The best of several rivals is picked by its mean, which no band corrects for.",
+        "methods. The best of several rivals is picked by its mean, which no band corrects for. FID "
+        "needs many pictures, and its bands are moved to its value, which resamples exceed.",
         f"FID: {document['fid']}.",
         f"Tuned on {tuning['tuning_prompts']} development prompts: the schedules, by a search of "
         f"at most {tuning['search_evaluations']} evaluations each, and MagCache's ratios.",

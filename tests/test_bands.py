@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from benchmark import pareto_report
-from benchmark.bands import QUANTITIES, Point, curve, front, point_at
+from benchmark.bands import QUANTITIES, Point, best_curve, curve, point_at
 from benchmark.metrics import frechet_distance
 from benchmark.samples import RESAMPLES, draws, resampled_distances
 
-PSNR, FID = QUANTITIES[0], QUANTITIES[4]
+PSNR, ACCURACY = QUANTITIES[0], QUANTITIES[5]
 
 
 def result(compute, values, method="Auto", **more):
@@ -56,10 +56,21 @@ def test_a_difference_is_taken_on_the_same_pictures():
     assert a.minus(b).band() == (pytest.approx(2), pytest.approx(2))
 
 
-def test_a_front_leaves_out_what_is_beaten_at_less_compute():
-    points = [plain(0.2, 30), plain(0.3, 29), plain(0.4, 35), plain(0.4, 33), plain(0.6, 35)]
-    assert [(p.x, p.value) for p in front(points, PSNR)] == [(0.2, 30), (0.4, 35), (0.6, 35)]
-    assert [(p.x, p.value) for p in front(points, FID)] == [(0.2, 30), (0.3, 29), (0.6, 29)]
+def test_settings_that_others_beat_at_less_compute_are_left_out():
+    values = [(0.2, 30), (0.3, 29), (0.4, 35), (0.4, 33), (0.6, 35)]
+    rows = [result(x, [float(value)] * 2, "Fb") for x, value in values]
+    points = best_curve(rows, PSNR)
+    assert [(p.x, p.value) for p in points] == [(0.2, 30), (0.4, 35), (0.6, 35)]
+
+
+def test_other_quantities_are_read_from_the_settings_that_psnr_chose():
+    def row(x, psnr, accuracy):
+        row = result(x, [psnr] * 2, "Fb")
+        row["samples"]["prompt_accuracy"] = [accuracy] * 2
+        return row
+
+    points = best_curve([row(0.2, 30.0, 1.0), row(0.3, 29.0, 1.0), row(0.4, 35.0, 0.5)], ACCURACY)
+    assert [(p.x, p.value) for p in points] == [(0.2, 1.0), (0.4, 0.5)]
 
 
 def test_values_between_points_are_interpolated_and_outside_missing():
@@ -94,7 +105,7 @@ def test_the_table_says_who_wins_by_how_much():
 
 def test_a_lower_distance_is_a_gain():
     def row(method, fid):
-        samples = {"fid": [fid] * RESAMPLES}
+        samples = {"psnr": [30.0], "fid": [fid + 1.0] * RESAMPLES}
         return {**result(0.25, [], method), "fid": fid, "samples": samples}
 
     entries = pareto_report.at_fractions([row("Auto", 3.0), row("Fb", 5.0)])

@@ -46,7 +46,7 @@ def _plain_db_cache(thresholds: Sequence[float], steps: int) -> Settings:
 def _forecast_db_cache(thresholds: Sequence[float], steps: int) -> Settings:
     published = _db_cache(0.12, 4, 3)
     dynamic = [_db_cache(2 * threshold, 3, 5) for threshold in thresholds[::2]]
-    return [published, *dynamic, *(_db_cache(ALWAYS, 3, n) for n in (1, 2, 3, 4, 6))]
+    return [published, *dynamic, *(_db_cache(ALWAYS, 3, n) for n in (1, 2, 3, 4, 6, 8))]
 
 
 def _steps_mask(thresholds: Sequence[float], steps: int) -> Settings:
@@ -61,7 +61,7 @@ def _steps_mask(thresholds: Sequence[float], steps: int) -> Settings:
 
 
 def _intervals(thresholds: Sequence[float], steps: int) -> Settings:
-    return _over("cache_interval", (2, 3, 4, 5, 6))
+    return _over("cache_interval", (2, 3, 4, 5, 6, 8))
 
 
 _SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {

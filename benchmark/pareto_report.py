@@ -200,8 +200,8 @@ def _how(document: Mapping[str, Any]) -> str:
         "Values between two rows are interpolated linearly; `-` is outside a method's range.",
         f"Brackets: {CONFIDENCE:.0%} bootstrap bands over the {len(document['prompts'])} pictures "
         f"({RESAMPLES} resamples, percentiles), of a difference on the same pictures in both "
-        "methods. The best of several rivals is picked by its mean, which no band corrects for. FID "
-        "needs many pictures, and its bands are moved to its value, which resamples exceed.",
+        "methods. The best of several rivals is picked by its mean, which no band corrects for. "
+        "FID needs many pictures, and its bands are moved to its value, which resamples exceed.",
         f"FID: {document['fid']}.",
         f"Tuned on {tuning['tuning_prompts']} development prompts: the schedules, by a search of "
         f"at most {tuning['search_evaluations']} evaluations each, and MagCache's ratios.",

@@ -38,6 +38,7 @@ setup(
     extras_require={
         "benchmark": BENCHMARK,
         "inception": ["torch-fidelity>=0.3"],
+        "peers": ["cache-dit>=1.5"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8"],
     },

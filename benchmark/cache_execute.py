@@ -43,6 +43,7 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
     from benchmark.store import Store
     from benchmark.sweep import sweep_rows
     from benchmark.sweeps import SWEEPS
+    from benchmark.tuning import CALIBRATION_PROMPTS, Tuner
 
     store = Store(settings.output_dir)
     store.check(settings.resume)
@@ -71,6 +72,8 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
         with prepared(bench.pipe, row):
             pass  # what cannot be enabled is said before anything is written
     store.open(run_identity(settings, fingerprint, threads(settings)), settings.resume)
+    tuner = Tuner(bench, CALIBRATION_PROMPTS)
+    rows = [tuner.tuned(row) for row in rows]
     run_rows(bench, [*bench.ode_rows(), *rows])
     seconds = None
     if settings.mode == "comparison":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from benchmark.families import FAMILIES
+from benchmark.flops import Flops, counted_flops
 from benchmark.loading import entry_text, picture_shape
 from benchmark.parallel import (
     gathered,
     get_scheduler,
+    is_joined,
     own_entry,
     replicas,
     set_scheduler,
     tell,
 )
+from benchmark.peers import PeerConfig, enabled
 from benchmark.plan import Row
 from benchmark.schedulers import make_scheduler
 from benchmark.settings import BenchmarkError, Settings
@@ -34,6 +37,8 @@ class Generated:
     pictures: Tensor
     """float32 [N, 3, H, W] in [0, 1], or clips [N, F, 3, H, W]."""
     summaries: list[Any] = field(default_factory=list)
+    flops: Flops | None = None
+    """Executed in the transformer, of all pictures; None where several processes share them."""
 
 
 @contextmanager
@@ -47,19 +52,31 @@ def prepared(pipe: Any, row: Row) -> Iterator[None]:
     own = get_scheduler(pipe)
     set_scheduler(pipe, make_scheduler(row.solver, own, row.reference_steps))
     try:
-        if row.config is not None:
-            try:
-                enable_cache(pipe, row.config)
-            except (ValueError, FileNotFoundError) as error:
-                raise BenchmarkError(f"{row.name}: {' '.join(str(error).split())}") from error
-        try:
+        with _under_cache(pipe, row):
             yield
             tell("restore")
-        finally:
-            if row.config is not None:
-                disable_cache(pipe)
     finally:
         set_scheduler(pipe, own)
+
+
+def _under_cache(pipe: Any, row: Row) -> AbstractContextManager[None]:
+    if row.config is None:
+        return nullcontext()
+    if isinstance(row.config, PeerConfig):
+        return enabled(pipe, row.config, row.num_inference_steps)
+    return _under_own_cache(pipe, row)
+
+
+@contextmanager
+def _under_own_cache(pipe: Any, row: Row) -> Iterator[None]:
+    try:
+        enable_cache(pipe, row.config)
+    except (ValueError, FileNotFoundError) as error:
+        raise BenchmarkError(f"{row.name}: {' '.join(str(error).split())}") from error
+    try:
+        yield
+    finally:
+        disable_cache(pipe)
 
 
 @torch.no_grad()
@@ -105,16 +122,17 @@ def generate_row(
 ) -> Generated:
     """The row's picture of every prompt."""
     pictures, summaries = [], []
-    with prepared(pipe, row):
+    cached = row.config is not None and not isinstance(row.config, PeerConfig)
+    counted = nullcontext() if is_joined() else counted_flops(pipe.transformer)
+    with counted as flops, prepared(pipe, row):
         for group in groups(entries):
-            cached = row.config is not None
             made = make_group(pipe, settings, group, row.num_inference_steps, cached)
             for picture, summary in made:
                 pictures.append(picture)
                 if cached:
                     summaries.append(summary)
                 on_picture()
-    return Generated(torch.stack(pictures), summaries)
+    return Generated(torch.stack(pictures), summaries, flops)
 
 
 def time_rows(

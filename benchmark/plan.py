@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmark.families import DPM_SOLVER, EULER, Ode
-from benchmark.settings import CORRECTED, UNCACHED
+from benchmark.peers import PeerConfig, is_peer, peer_config
+from benchmark.settings import CORRECTED, SCHEDULE, SCHEDULE_OPTIONS, UNCACHED
 from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.config import TARGETS
 
@@ -29,7 +30,7 @@ class Row:
     num_inference_steps: int
     """Steps that the row itself takes."""
     solver: str = EULER
-    config: CacheConfig | None = None
+    config: CacheConfig | PeerConfig | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -61,7 +62,7 @@ def uncached_row(steps: int, solver: str = EULER) -> Row:
     return Row(name=UNCACHED, reference_steps=steps, num_inference_steps=steps, solver=solver)
 
 
-def cached_row(name: str, steps: int, config: CacheConfig, solver: str = EULER) -> Row:
+def cached_row(name: str, steps: int, config: CacheConfig | PeerConfig, solver: str = EULER) -> Row:
     return Row(
         name=name, reference_steps=steps, num_inference_steps=steps, solver=solver, config=config
     )
@@ -88,13 +89,18 @@ def fewer_steps_row(solver: str, reference_steps: int, steps: int) -> Row:
 
 def method_config(
     name: str, documented: Mapping[str, CacheConfig], options: Mapping[str, Any]
-) -> CacheConfig:
+) -> CacheConfig | PeerConfig:
     """A method's effective options: the file's, overridden by those given explicitly.
+
+    Another project's method takes its recommended ones.
 
     A corrected method that the file does not list takes its base method's options but for the
     threshold, which is the family's: the base method's own is tighter than a corrected one needs.
-    The threshold goes to the methods that have one, the correction's options to the corrected ones.
+    The threshold goes to the methods that have one, the correction's options to the corrected ones,
+    a schedule and its stand-in to ``Schedule``, which takes no others.
     """
+    if is_peer(name):
+        return peer_config(name)
     base = name.removesuffix(CORRECTED)
     if name in documented:
         config = documented[name]
@@ -102,14 +108,17 @@ def method_config(
         config = replace(documented[base], enable_adacorrection=True, rel_l1_thresh=None)
     else:
         config = CacheConfig.from_name(name)
-    wanted = {
-        option: value
-        for option, value in options.items()
-        if (base != "Auto" if option == "rel_l1_thresh" else config.enable_adacorrection)
-    }
+    wanted = {option: value for option, value in options.items() if _applies(option, base, config)}
     if any(name in wanted for name in TARGETS):
         wanted["adacorr_tolerance"] = None  # a target sets it
     return replace(config, **wanted)
+
+
+def _applies(option: str, base: str, config: CacheConfig) -> bool:
+    if base == SCHEDULE or option in SCHEDULE_OPTIONS:
+        corrected = option == "stand_in" and config.enable_adacorrection
+        return base == SCHEDULE and option in SCHEDULE_OPTIONS and not corrected
+    return base != "Auto" if option == "rel_l1_thresh" else config.enable_adacorrection
 
 
 def comparison_rows(

@@ -161,7 +161,9 @@ def _method(document: Mapping[str, Any]) -> str:
     what = "clip, mean over its frames," if frames else "picture,"
     lines = [
         "Compute fraction: FLOPs of the executed blocks over FLOPs of all blocks, mean over the "
-        "prompts; for rows with fewer steps their share of the steps.",
+        "prompts; for rows with fewer steps their share of the steps. Total compute: FLOPs "
+        "executed in the transformer's calls, embedders and head included, over those of the "
+        "uncached run, counted in every row.",
         f"PSNR: each {what} as floats in [0, 1], against the uncached one of the same "
         "prompt, seed and step count; mean ± standard deviation (minimum) over the prompts. "
         f"Identical pictures count as {PSNR_CAP_DB:g} dB, which is also the cap.",

@@ -1,7 +1,7 @@
 """Runs rows, in this process or in several, and keeps each as soon as it is finished."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from statistics import fmean, median
@@ -21,7 +21,9 @@ from benchmark.loading import (
     picture_shape,
 )
 from benchmark.parallel import parallelised
+from benchmark.peers import PeerConfig
 from benchmark.plan import Row, ode_row, uncached_row
+from benchmark.samples import samples
 from benchmark.scoring import Scorer
 from benchmark.settings import Settings
 from benchmark.store import Store
@@ -50,16 +52,17 @@ class Workbench:
         if row.is_ode:
             self.store.save_pictures(row.key, made.pictures)
             return
+        reference = None if row.is_reference else self._reference(row)
+        ode = self._ode(row) if self.settings.ode_reference else None
+        uncached = self.store.row(self.uncached_row(row.reference_steps).key)
         result = {
             **row.to_dict(),
-            **cost(row, made),
-            **self.scorer.score(
-                made.pictures,
-                None if row.is_reference else self._reference(row),
-                self._ode(row) if self.settings.ode_reference else None,
-            ),
+            **cost(row, made, uncached),
+            **self.scorer.score(made.pictures, reference, ode),
             "trace": None,
         }
+        if self.settings.mode == "pareto":
+            result["samples"] = samples(self.scorer, made.pictures, reference, ode)
         if row.is_reference:
             self.store.save_pictures(row.key, made.pictures)
         if self.settings.mode == "comparison":
@@ -103,15 +106,45 @@ def use_threads(settings: Settings) -> None:
     torch.set_num_threads(threads(settings))
 
 
-def cost(row: Row, made: Generated) -> dict[str, Any]:
-    """Compute and memory, averaged over the pictures (memory: the most)."""
+def cost(row: Row, made: Generated, uncached: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Compute and memory, averaged over the pictures (memory: the most).
+
+    Args:
+        row: what was made.
+        made: the pictures, and what they cost.
+        uncached: the finished row of the uncached run; None while that is ``row``.
+    """
+    counted = executed(made, uncached)
     if row.config is None:
         fraction = row.num_inference_steps / row.reference_steps
-        return {"hit_rate": 0.0, "compute_fraction": round(fraction, 6), "cache_memory_bytes": 0}
+        hit_rate, memory = 0.0, 0
+    elif isinstance(row.config, PeerConfig):
+        fraction = counted["block_flops"] / uncached["block_flops"]
+        hit_rate, memory = 1 - fraction, None
+    else:
+        fraction = fmean(s.compute_fraction for s in made.summaries)
+        hit_rate = fmean(s.hit_rate for s in made.summaries)
+        memory = max(s.cache_memory_bytes for s in made.summaries)
     return {
-        "hit_rate": round(fmean(s.hit_rate for s in made.summaries), 6),
-        "compute_fraction": round(fmean(s.compute_fraction for s in made.summaries), 6),
-        "cache_memory_bytes": max(s.cache_memory_bytes for s in made.summaries),
+        "hit_rate": round(hit_rate, 6),
+        "compute_fraction": round(fraction, 6),
+        "cache_memory_bytes": memory,
+        **counted,
+    }
+
+
+def executed(made: Generated, uncached: Mapping[str, Any] | None) -> dict[str, Any]:
+    """FLOPs of a picture in the transformer's calls, in its blocks, and their share of those of
+    the uncached run; None where they were not counted."""
+    if made.flops is None:
+        names = ("transformer_flops", "block_flops", "total_compute_fraction")
+        return dict.fromkeys(names)
+    total, blocks = (n / len(made.pictures) for n in (made.flops.total, made.flops.blocks))
+    whole = total if uncached is None else uncached.get("transformer_flops")
+    return {
+        "transformer_flops": total,
+        "block_flops": blocks,
+        "total_compute_fraction": whole and round(total / whole, 6),
     }
 
 

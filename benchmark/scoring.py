@@ -70,10 +70,11 @@ class Scorer:
         self.real = None
         if self.judge is not None:
             drawn = self.judging.real(torch.Generator().manual_seed(REAL_SEED))
-            self.real = torch.cat([self._extract(batch) for batch in drawn])
+            self.real = torch.cat([self.features_of(batch) for batch in drawn])
 
     @torch.no_grad()
-    def _extract(self, pictures: Tensor) -> Tensor:
+    def features_of(self, pictures: Tensor) -> Tensor:
+        """Features [N, F] of pictures or clips, by the network of the distance."""
         return torch.cat([self.features(batch) for batch in pictures.split(_BATCH)])
 
     def score(
@@ -121,9 +122,9 @@ class Scorer:
         if self.features is None or len(pictures) < 2:
             return {}
         if self.real is not None:
-            features, real = self._extract(pictures), self.real
+            features, real = self.features_of(pictures), self.real
         elif reference is not None:
-            features, real = self._extract(pictures), self._extract(reference)
+            features, real = self.features_of(pictures), self.features_of(reference)
         else:
             return {}
         distance = {"fid": round(frechet_distance(features, real), 4)}

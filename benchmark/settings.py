@@ -8,15 +8,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
+from benchmark.peers import PEERS, check, is_peer
 from xfuser_adacorr import METHODS
-from xfuser_adacorr.config import TARGETS
+from xfuser_adacorr.config import STAND_INS, TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 CORRECTED = "+AdaCorrection"
 UNCACHED = "None"
 METHOD_NAMES = (UNCACHED, *METHODS, *(m + CORRECTED for m in METHODS if m != "Auto"))
+SCHEDULE = "Schedule"
+SCHEDULES = (SCHEDULE, SCHEDULE + CORRECTED)
+"""Methods that are told the computed steps; a run does not take them unless they are named."""
+ACCEPTED_METHODS = (*METHOD_NAMES, *SCHEDULES, *PEERS)
+SCHEDULE_OPTIONS = ("schedule", "stand_in", "schedule_interpolation", "calibration")
 CACHE_OPTIONS = (
+    *SCHEDULE_OPTIONS,
     "rel_l1_thresh",
     "adacorr_gamma",
     "adacorr_lambda",
@@ -43,16 +51,12 @@ DEGREES = (
 )
 
 
-class BenchmarkError(Exception):
-    """Something the user can put right; its message is one line that says how."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything a run depends on."""
 
     mode: str
-    """``comparison``, ``sweep`` or ``gamma_lambda``."""
+    """``comparison``, ``sweep``, ``gamma_lambda`` or ``pareto``."""
     model_type: str
     model: str
     prompts: str
@@ -138,9 +142,9 @@ def _share(text: str) -> float:
 
 def _method(text: str) -> str:
     name = "Auto" if text == "Auto" + CORRECTED else text
-    if name not in METHOD_NAMES:
+    if name not in ACCEPTED_METHODS:
         raise argparse.ArgumentTypeError(
-            f"unknown cache method {text!r}; accepted: {', '.join(METHOD_NAMES)}"
+            f"unknown cache method {text!r}; accepted: {', '.join(ACCEPTED_METHODS)}"
         )
     return name
 
@@ -166,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=_method,
         metavar="METHOD",
         default=[UNCACHED, *METHODS],
-        help=f"any of {', '.join(METHOD_NAMES)} (None and every base method)",
+        help=f"any of {', '.join(ACCEPTED_METHODS)} (None and every base method)",
     )
     add(
         "--num_inference_steps",
@@ -215,6 +219,25 @@ def make_parser() -> argparse.ArgumentParser:
     add("--target_compute", type=_share, help="compute fraction to hold, up to 1", **given)
     add("--target_speedup", type=least_1, help="its inverse: counted compute, >= 1", **given)
     add("--target_psnr", type=above_0, help="PSNR in dB to expect, > 0", **given)
+    add(
+        "--schedule",
+        type=_number(int, 0),
+        help="Schedule: one number N for every N-th step, or the indices of the computed steps",
+        **{**given, "nargs": "+", "metavar": "N"},
+    )
+    add(
+        "--stand_in",
+        choices=STAND_INS,
+        default=argparse.SUPPRESS,
+        help="Schedule without AdaCorrection: what stands in for a skipped call (reuse)",
+    )
+    add("--calibration", metavar="FILE", default=argparse.SUPPRESS, help="Schedule: a stored one")
+    add(
+        "--schedule_interpolation",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="Schedule: place a stored one by noise level in a run with other steps",
+    )
     add(
         "--adacorr_mode",
         choices=("adaptive", "literal"),
@@ -292,6 +315,9 @@ def read_settings(argv: Sequence[str]) -> Settings:
     if given["sweep"] and given["gamma_lambda_study"]:
         raise BenchmarkError("--sweep and --gamma_lambda_study: choose one of them")
     options = {name: given.pop(name) for name in CACHE_OPTIONS if name in given}
+    if "schedule" in options:
+        listed = options["schedule"]
+        options["schedule"] = listed[0] if len(listed) == 1 else tuple(listed)
     targets = [name for name in (*TARGETS, "adacorr_tolerance") if name in options]
     if len(targets) > 1:
         raise BenchmarkError(f"--{targets[0]} and --{targets[1]}: choose one of them")
@@ -316,6 +342,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     )
     given["num_inference_steps"] = tuple(dict.fromkeys(given["num_inference_steps"]))
     given["degrees"] = _read_degrees(given)
+    _check_peers(given)
     given["ode_reference"] = given["ode_reference"] or mode == "sweep"
     directory = given.pop("output_dir")
     if directory is None:
@@ -343,6 +370,17 @@ def _settle_by_family(given: dict[str, Any]) -> None:
     given["num_inference_steps"] = given["num_inference_steps"] or [family.steps]
 
 
+def _check_peers(given: dict[str, Any]) -> None:
+    """`BenchmarkError` for a method of another project that cannot run here."""
+    for name in filter(is_peer, given["cache_methods"]):
+        if given["degrees"]:
+            raise BenchmarkError(f"--cache_methods: {name} is run in one process, not by torchrun")
+        try:
+            check(name, given["model_type"], true_cfg=given["true_cfg_scale"] > 1)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"--cache_methods: {error}") from error
+
+
 def _read_degrees(given: dict[str, Any]) -> dict[str, Any]:
     """Take the parallel degrees out of the arguments; empty for one process."""
     degrees = {name: given.pop(name) for name in (*DEGREES, "use_cfg_parallel")}
@@ -365,7 +403,8 @@ def _expand_methods(methods: Sequence[str], *, corrected: bool) -> tuple[str, ..
     expanded = []
     for method in methods:
         expanded.append(method)
-        if corrected and method not in (UNCACHED, "Auto") and not method.endswith(CORRECTED):
+        alone = method in (UNCACHED, "Auto") or is_peer(method)
+        if corrected and not alone and not method.endswith(CORRECTED):
             expanded.append(method + CORRECTED)
     return tuple(dict.fromkeys(expanded))
 

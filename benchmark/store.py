@@ -45,6 +45,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a file; `BenchmarkError` if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"{path} cannot be read: {error}") from error
+
+
 class Store:
     """Rows, reference pictures and the settings they belong to, below one directory."""
 
@@ -98,7 +106,7 @@ class Store:
             return
         for remnant in self.directory.rglob(f"{_UNFINISHED}*"):
             remnant.unlink()
-        before = self._read(self._identity)
+        before = read_json(self._identity)
         for name in sorted({*before, *identity}):
             if before.get(name) != identity.get(name):
                 raise BenchmarkError(
@@ -106,15 +114,9 @@ class Store:
                     f"{identity.get(name)!r} now; use the same, or another --output_dir"
                 )
 
-    def _read(self, path: Path) -> Any:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BenchmarkError(f"{path} cannot be read: {error}") from error
-
     def row(self, key: str) -> dict[str, Any] | None:
         path = self.directory / "rows" / f"{key}.json"
-        return self._read(path) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def save_row(self, key: str, result: Mapping[str, Any]) -> None:
         write_json(self.directory / "rows" / f"{key}.json", result)
@@ -149,7 +151,7 @@ class Store:
 
     def latencies(self) -> dict[str, list[float]]:
         path = self.directory / "rows" / "latency.json"
-        return self._read(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def save_latencies(self, seconds: Mapping[str, list[float]]) -> None:
         write_json(self.directory / "rows" / "latency.json", seconds)

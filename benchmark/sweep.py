@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
+from benchmark.peers import is_peer, peer_config, sweep_options
 from benchmark.plan import (
     SOLVERS,
     Row,
@@ -13,15 +14,20 @@ from benchmark.plan import (
     method_config,
     uncached_row,
 )
-from benchmark.settings import UNCACHED
+from benchmark.settings import SCHEDULES, UNCACHED
 from benchmark.sweeps import SWEEPS, Sweeps
 from xfuser_adacorr import CacheConfig
+from xfuser_adacorr.core.refreshes import evenly_spaced
 
 FRACTIONS = (0.25, 0.35, 0.5)
 """Compute fractions at which methods are compared."""
 
 FEWER_STEPS = (0.22, 0.54)
 """Fewer-steps rows cover these shares of the reference's steps."""
+
+
+SCHEDULE_SHARES = (0.21, 0.28, 0.36, 0.45, 0.54)
+"""Shares of computed steps of the schedules that are tried."""
 
 
 def sweep_rows(
@@ -40,13 +46,32 @@ def sweep_rows(
         for name in methods:
             if name == UNCACHED:
                 continue
-            for knob in listed[name]:
-                config = method_config(name, documented, {**options, **knob})
-                rows.append(cached_row(name, steps, config, own))
-        low, high = (share * steps for share in FEWER_STEPS)
-        counts = range(max(2, math.floor(low)), math.ceil(high) + 1, max(1, steps // 12))
-        rows += [fewer_steps_row(solver, steps, count) for solver in solvers for count in counts]
+            if is_peer(name):
+                configs = [peer_config(name, o) for o in sweep_options(name, listed["Fb"], steps)]
+            else:
+                knobs = even_schedules(steps) if name in SCHEDULES else listed[name]
+                configs = [method_config(name, documented, {**options, **knob}) for knob in knobs]
+            rows += [cached_row(name, steps, config, own) for config in configs]
+        rows += fewer_steps_rows(steps, solvers)
     return list(dict.fromkeys(rows))
+
+
+def fewer_steps_rows(steps: int, solvers: Sequence[str]) -> list[Row]:
+    """Uncached runs whose compute covers that of the methods, by each solver."""
+    low, high = (share * steps for share in FEWER_STEPS)
+    counts = range(max(2, math.floor(low)), math.ceil(high) + 1, max(1, steps // 12))
+    return [fewer_steps_row(solver, steps, count) for solver in solvers for count in counts]
+
+
+def schedule_budgets(steps: int) -> list[int]:
+    """Computed steps of the schedules that are tried."""
+    return sorted({max(2, round(share * steps)) for share in SCHEDULE_SHARES})
+
+
+def even_schedules(steps: int) -> list[dict[str, Any]]:
+    """Schedules with evenly spaced computed steps, as options."""
+    every = list(range(steps))
+    return [{"schedule": tuple(evenly_spaced(every, n))} for n in schedule_budgets(steps)]
 
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table as RichTable
 
-from benchmark.settings import CORRECTED, UNCACHED
+from benchmark.settings import CORRECTED, SCHEDULE, UNCACHED
 from benchmark.sweep import FRACTIONS
 
 Result = Mapping[str, Any]
@@ -71,6 +71,12 @@ def knob(result: Result) -> str:
     config = result["config"]
     if config is None:
         return f"{result['num_inference_steps']} steps"
+    if "peer" in config:
+        options = {k: v for k, v in config["options"].items() if k != "mag_ratios"}
+        return ", ".join(f"{name} {value}" for name, value in options.items())
+    if config["use_cache"] == SCHEDULE:
+        given = config["schedule"]
+        return f"schedule {given if isinstance(given, int) else ' '.join(map(str, given or ()))}"
     names = ["rel_l1_thresh"] if config["use_cache"] != "Auto" else []
     names += ["adacorr_tolerance"] if config["enable_adacorrection"] else []
     return ", ".join(
@@ -81,6 +87,7 @@ def knob(result: Result) -> str:
 def _columns(results: Sequence[Result], *, latency: bool) -> dict[str, Any]:
     columns = {
         "compute": lambda r: number(r["compute_fraction"], 3),
+        "total compute": lambda r: number(r.get("total_compute_fraction"), 3),
         "hit rate": lambda r: number(r["hit_rate"], 3),
         "PSNR dB": lambda r: _spread(r["psnr_db"]),
         "PSNR to ODE dB": lambda r: _spread(r["psnr_ode_db"]),

@@ -1,0 +1,217 @@
+"""Other projects' caches, run in the same rows as ours: what each is, and its settings.
+
+A peer is its package's own code, set up as its documentation says: the step count, the branches of
+classifier-free guidance and a fresh state for every picture are told to it where it asks for them.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmark.errors import BenchmarkError
+
+ALL = ("flux", "pixart", "dit")
+EXTRA = "pip install 'xfuser_adacorr[peers]'"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerConfig:
+    """A peer with one setting of its options."""
+
+    name: str
+    """As in ``--cache_methods``."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Sorted by name, hashable."""
+    true_cfg: bool = False
+    """Whether the unguided branch is a call of its own in every step."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"peer": self.name, "options": dict(self.options), "true_cfg": self.true_cfg}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """One method of another project."""
+
+    name: str
+    """PACKAGE:METHOD."""
+    module: str
+    """Its functions ``enable(pipe, options, run)``, by method, in `benchmark.peers`."""
+    families: tuple[str, ...] = ALL
+    reason: str = ""
+    """Why the other families are left out."""
+    recommended: Mapping[str, Any] = field(default_factory=dict)
+    """Options that its project gives as default or in its example for FLUX."""
+    one_branch: bool = False
+    """Whether it cannot tell the calls of two branches apart."""
+
+    @property
+    def package(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def method(self) -> str:
+        return self.name.partition(":")[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a peer is told about the pictures to be made."""
+
+    num_inference_steps: int
+    true_cfg: bool
+
+
+_UNKNOWN_BLOCKS = "diffusers' hooks do not know its blocks"
+_NO_ADAPTER = "cache-dit has no adapter of it"
+_FLUX_ALONE = "xfuser's caches wrap the blocks of FLUX alone"
+_DBCACHE = {"Fn_compute_blocks": 8, "max_warmup_steps": 8, "residual_diff_threshold": 0.08}
+
+
+def _diffusers(method: str, recommended: Mapping[str, Any], **more: Any) -> Peer:
+    more = {"reason": _UNKNOWN_BLOCKS, **more}
+    return Peer(
+        name=f"diffusers:{method}", module="diffusers_hooks", recommended=recommended, **more
+    )
+
+
+def _cache_dit(method: str, recommended: Mapping[str, Any] = _DBCACHE) -> Peer:
+    return Peer(
+        name=f"cache-dit:{method}",
+        module="cache_dit_blocks",
+        recommended=recommended,
+        reason=_NO_ADAPTER,
+    )
+
+
+def _xfuser(method: str) -> Peer:
+    return Peer(
+        name=f"xfuser:{method}",
+        module="xfuser_blocks",
+        families=("flux",),
+        reason=_FLUX_ALONE,
+        recommended={"rel_l1_thresh": 0.12},
+        one_branch=True,
+    )
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        _diffusers("FirstBlockCache", {"threshold": 0.05}),
+        _diffusers("TaylorSeer", {"cache_interval": 5}),
+        _diffusers("TaylorSeer2", {"cache_interval": 5}),
+        _diffusers("TaylorSeerLite", {"cache_interval": 5}),
+        _diffusers("TaylorSeerLite2", {"cache_interval": 5}),
+        _diffusers("MagCache", {"threshold": 0.06, "max_skip_steps": 3, "retention_ratio": 0.2}),
+        _diffusers(
+            "FasterCache",
+            {"skip_range": 2, "timestep_range": (-1, 681)},
+            families=("flux", "pixart"),
+            reason="FasterCache takes the guided half of a batch to be the second, in DiT it is "
+            "the first; and it does not know Open-Sora's attention",
+        ),
+        _diffusers(
+            "PyramidAttentionBroadcast",
+            {"skip_range": 2, "timestep_range": (100, 800)},
+            reason="diffusers' hooks do not know its attention",
+        ),
+        _cache_dit("DBCache"),
+        _cache_dit("DBCache+TaylorSeer"),
+        _cache_dit("DBCache+TaylorSeer2"),
+        _cache_dit("DBCache+FoCa"),
+        _cache_dit("DBCache+DMD"),
+        _cache_dit(
+            "StepsMask+TaylorSeer",
+            {**_DBCACHE, "mask_policy": "medium", "steps_computation_policy": "dynamic"},
+        ),
+        _xfuser("fbcache"),
+        _xfuser("teacache"),
+    )
+}
+"""By name."""
+
+_IMPORTS = {"diffusers": "diffusers.hooks", "cache-dit": "cache_dit", "xfuser": "xfuser"}
+
+
+def is_peer(name: str) -> bool:
+    return name in PEERS
+
+
+def is_installed(peer: Peer) -> bool:
+    return importlib.util.find_spec(_IMPORTS[peer.package].partition(".")[0]) is not None
+
+
+def check(name: str, family: str, *, true_cfg: bool = False) -> None:
+    """`BenchmarkError` that names a peer which cannot run here, and why."""
+    peer = PEERS[name]
+    if family not in peer.families:
+        raise BenchmarkError(
+            f"{name} has no family {family!r}: {peer.reason}; accepted: {', '.join(peer.families)}"
+        )
+    if not is_installed(peer):
+        raise BenchmarkError(f"{name} needs the package {peer.package}: {EXTRA}")
+    if true_cfg and peer.one_branch:
+        raise BenchmarkError(
+            f"{name} keeps one state for both branches of --true_cfg_scale; accepted: 1"
+        )
+
+
+def available(family: str, *, true_cfg: bool = False) -> tuple[list[str], list[str]]:
+    """Names of the peers that can run here, and what is said of the others."""
+    names, missing = [], []
+    for name in PEERS:
+        try:
+            check(name, family, true_cfg=true_cfg)
+        except BenchmarkError as error:
+            missing.append(str(error))
+        else:
+            names.append(name)
+    return names, missing
+
+
+def peer_config(name: str, options: Mapping[str, Any] | None = None) -> PeerConfig:
+    """A peer with these options, or its recommended ones."""
+    given = PEERS[name].recommended if options is None else options
+    return PeerConfig(name=name, options=tuple(sorted(given.items())))
+
+
+@contextmanager
+def enabled(pipe: Any, config: PeerConfig, num_inference_steps: int) -> Iterator[None]:
+    """The pipeline under a peer; afterwards it is as it was.
+
+    Raises:
+        BenchmarkError: the peer refuses the pipeline, in its own words.
+    """
+    from benchmark.peers.restoring import restored
+
+    peer = PEERS[config.name]
+    module = importlib.import_module(f"benchmark.peers.{peer.module}")
+    run = Run(num_inference_steps=num_inference_steps, true_cfg=config.true_cfg)
+    with restored(pipe):
+        try:
+            disable = module.ENABLE[peer.method](pipe, dict(config.options), run)
+        except (ImportError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            raise BenchmarkError(f"{config.name}: {' '.join(str(error).split())}") from error
+        try:
+            yield
+        finally:
+            disable()
+
+
+def sweep_options(name: str, listed: Sequence[Mapping[str, Any]], steps: int) -> list[dict]:
+    """The settings of a peer that a sweep tries, its recommended ones first.
+
+    Args:
+        listed: what a sweep of our ``Fb`` tries: thresholds of the same relative change.
+        steps: of the run.
+    """
+    from benchmark.peers.sweeps import settings_of
+
+    peer = PEERS[name]
+    thresholds = [options["rel_l1_thresh"] for options in listed]
+    tried = [dict(peer.recommended), *settings_of(name, thresholds, steps)]
+    return [options for index, options in enumerate(tried) if options not in tried[:index]]

@@ -1,0 +1,100 @@
+"""The settings of each peer that a sweep tries, beside its recommended ones.
+
+They spread over the compute fractions at which methods are compared, as far as a peer gets there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Settings = list[dict[str, Any]]
+
+
+def _over(knob: str, values: Sequence[Any]) -> Settings:
+    return [{knob: value} for value in values]
+
+
+def _mag_cache(thresholds: Sequence[float], steps: int) -> Settings:
+    tried = (
+        (0.03, 2, 0.2),
+        (0.12, 4, 0.2),
+        (0.24, 4, 0.1),
+        (0.24, 6, 0.1),
+        (0.6, 8, 0.1),
+        (1.5, 12, 0.1),
+    )
+    names = ("threshold", "max_skip_steps", "retention_ratio")
+    return [dict(zip(names, values, strict=True)) for values in tried]
+
+
+def _attention(thresholds: Sequence[float], steps: int) -> Settings:
+    # the first step's timestep must be outside: FasterCache has nothing to skip it with
+    tried = ((3, (100, 800)), (2, (-1, 981)), (4, (-1, 981)), (8, (-1, 981)))
+    return [{"skip_range": n, "timestep_range": timesteps} for n, timesteps in tried]
+
+
+def _db_cache(threshold: float, warmup: int, in_a_row: int) -> dict[str, Any]:
+    return {
+        "Fn_compute_blocks": 1,
+        "max_warmup_steps": warmup,
+        "max_continuous_cached_steps": in_a_row,
+        "residual_diff_threshold": threshold,
+    }
+
+
+ALWAYS = 100.0
+"""A threshold that nothing exceeds: the most cached steps in a row alone decide."""
+
+
+def _plain_db_cache(thresholds: Sequence[float], steps: int) -> Settings:
+    published = _db_cache(0.12, 4, 3)
+    return [published, *(_db_cache(threshold, 2, -1) for threshold in thresholds)]
+
+
+def _forecast_db_cache(thresholds: Sequence[float], steps: int) -> Settings:
+    published = _db_cache(0.12, 4, 3)
+    dynamic = [_db_cache(2 * threshold, 3, 5) for threshold in thresholds[::2]]
+    return [published, *dynamic, *(_db_cache(ALWAYS, 3, n) for n in (1, 2, 3, 4, 6, 8))]
+
+
+def _steps_mask(thresholds: Sequence[float], steps: int) -> Settings:
+    return [
+        {
+            **_db_cache(ALWAYS, 1, -1),
+            "mask_policy": policy,
+            "steps_computation_policy": "static",
+        }
+        for policy in ("slow", "medium", "fast", "ultra")
+    ]
+
+
+def _intervals(thresholds: Sequence[float], steps: int) -> Settings:
+    return _over("cache_interval", (2, 3, 4, 5, 6, 8))
+
+
+_SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {
+    "diffusers:FirstBlockCache": lambda thresholds, steps: _over("threshold", thresholds),
+    "diffusers:TaylorSeer": _intervals,
+    "diffusers:TaylorSeer2": _intervals,
+    "diffusers:TaylorSeerLite": _intervals,
+    "diffusers:TaylorSeerLite2": _intervals,
+    "diffusers:MagCache": _mag_cache,
+    "diffusers:FasterCache": _attention,
+    "diffusers:PyramidAttentionBroadcast": _attention,
+    "cache-dit:DBCache": _plain_db_cache,
+    "cache-dit:DBCache+TaylorSeer": _forecast_db_cache,
+    "cache-dit:DBCache+TaylorSeer2": _forecast_db_cache,
+    "cache-dit:DBCache+FoCa": _forecast_db_cache,
+    "cache-dit:DBCache+DMD": _forecast_db_cache,
+    "cache-dit:StepsMask+TaylorSeer": _steps_mask,
+    # its reference lags a step behind, so that it needs looser thresholds for the same compute
+    "xfuser:fbcache": lambda thresholds, steps: _over(
+        "rel_l1_thresh", (*thresholds, 1.5 * thresholds[-1], 2.5 * thresholds[-1])
+    ),
+    # TeaCache's published thresholds for FLUX, and looser ones
+    "xfuser:teacache": lambda thresholds, steps: _over("rel_l1_thresh", (0.25, 0.4, 0.6, 0.8, 1.2)),
+}
+
+
+def settings_of(name: str, thresholds: Sequence[float], steps: int) -> Settings:
+    """What a sweep tries of a peer; ``thresholds`` are those of our ``Fb``."""
+    return _SETTINGS[name](thresholds, steps)

@@ -1,6 +1,7 @@
 """The shipped small pipelines beside FLUX's: what they draw, and that caches pay on them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from benchmark.small.splits import read_entries
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 
 PIPELINES = Path(__file__).parents[1] / "benchmark" / "pipelines"
-SHIPPED = ("dit", "pixart")
+SHIPPED = ("dit", "pixart", "opensora")
+LEAST_ATTRIBUTES = {"dit": 0.95, "pixart": 0.95, "opensora": 0.6}
+"""Share of what was asked for that is drawn; the cards say what was measured."""
+STEPS = {"opensora": 12}
+"""Of the comparisons with the uncached run, where 28 would take long."""
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -31,23 +36,30 @@ def draw(family, pipe, steps, number=2, guidance_scale=3.0):
 
 
 def test_pictures_show_what_was_asked_for(shipped):
-    judge = load_judge(PIPELINES / "judge")
-    found = split_accuracy(*shipped, judge, "test", 20, number=16, guidance_scale=3.0)
-    assert found["attributes"] > 0.95
+    family, pipe = shipped
+    benchmarked = FAMILIES[family.name]
+    judge = load_judge(PIPELINES / benchmarked.judge, benchmarked.judging().judge_class)
+    number = 4 if family.clips else 16
+    found = split_accuracy(family, pipe, judge, "test", 20, number=number, guidance_scale=3.0)
+    assert found["attributes"] > LEAST_ATTRIBUTES[family.name]
 
 
-def test_the_transformer_predicts_noise_and_variance_as_the_published_ones_do(shipped):
+def test_the_transformer_predicts_a_variance_too_as_the_published_ones_do(shipped):
     _, pipe = shipped
-    config = pipe.transformer.config
-    assert config.out_channels == 2 * config.in_channels == 2 * pipe.vae.config.latent_channels
-    assert pipe.scheduler.config.prediction_type == "epsilon"
+    config, latents = pipe.transformer.config, pipe.vae.config.latent_channels
+    assert config.in_channels == latents
+    if "pred_sigma" in config:
+        assert config.pred_sigma
+    else:
+        assert config.out_channels == 2 * latents
+        assert pipe.scheduler.config.prediction_type == "epsilon"
 
 
 def test_the_card_quotes_the_training_record(shipped):
     family, pipe = shipped
     record = (PIPELINES / family.name / "TRAINING.md").read_text()
     card = (PIPELINES / family.name / "README.md").read_text()
-    row = next(line for line in record.splitlines() if line.startswith("| test | 28 | 3 |"))
+    row = next(line for line in record.splitlines() if re.match(r"\| test \| (28|30) \| 3 \|", line))
     for value in row.strip("| ").split(" | ")[-2:]:
         assert value in card
     index = json.loads((PIPELINES / family.name / "model_index.json").read_text())
@@ -58,7 +70,8 @@ def test_the_card_quotes_the_training_record(shipped):
 def test_correction_keeps_the_picture_where_reuse_loses_it(shipped, base):
     """At about half of the compute; a loose bound on what the sweeps measure."""
     family, pipe = shipped
-    full = draw(family, pipe, 28)
+    steps = STEPS.get(family.name, 28)
+    full = draw(family, pipe, steps)
     errors = {}
     for config in (
         CacheConfig(use_cache="Fb", rel_l1_thresh=0.2),
@@ -66,10 +79,10 @@ def test_correction_keeps_the_picture_where_reuse_loses_it(shipped, base):
     ):
         enable_cache(pipe, config)
         try:
-            errors[config.name] = (draw(family, pipe, 28) - full).square().mean().item()
+            errors[config.name] = (draw(family, pipe, steps) - full).square().mean().item()
             assert 0.2 < cache_summary(pipe).compute_fraction < 0.75
         finally:
             disable_cache(pipe)
     plain, corrected = errors.values()
     assert corrected < plain / 4
-    assert torch.equal(draw(family, pipe, 28), full)
+    assert torch.equal(draw(family, pipe, steps), full)

@@ -28,7 +28,12 @@ def without_curvature() -> AbstractContextManager:
 
 def without_line() -> AbstractContextManager:
     """The forecast is the last value."""
-    return patch.object(forecast, "line_weights", lambda sigma, sigma0, sigma1: (1.0, 0.0))
+    return patch.object(forecast, "line_weights", lambda *places: (1.0, 0.0))
+
+
+def without_damping() -> AbstractContextManager:
+    """The line counts in full, whatever refreshes find."""
+    return patch.object(forecast, "updated_damping", lambda *changes: 1.0)
 
 
 def with_last_two_refreshed() -> AbstractContextManager:
@@ -67,9 +72,16 @@ EVEN_LINEAR = Variant(
     knob="schedule",
     switch=without_curvature,
 )
+EVEN_UNDAMPED = Variant(
+    name="even, AdaCorrection, undamped line",
+    config=_even(enable_adacorrection=True),
+    knob="schedule",
+    switch=without_damping,
+)
 AUTO = Variant(name="Auto", config=_auto())
 UNCOMPENSATED = Variant(name="Auto, no compensation", config=_auto(), switch=without_compensation)
 LAST_VALUE = Variant(name="Auto, last value", config=_auto(), switch=without_line)
+UNDAMPED = Variant(name="Auto, undamped line", config=_auto(), switch=without_damping)
 LINEAR = Variant(name="Auto, linear blend", config=_auto(), switch=without_curvature)
 LAMBDA_0 = Variant(name="Auto, lambda 0", config=_auto(adacorr_lambda=0.0))
 LAMBDA_4 = Variant(name="Auto, lambda 4", config=_auto(adacorr_lambda=4.0))
@@ -83,9 +95,11 @@ VARIANTS = (
     FORECAST,
     EVEN,
     EVEN_LINEAR,
+    EVEN_UNDAMPED,
     AUTO,
     UNCOMPENSATED,
     LAST_VALUE,
+    UNDAMPED,
     LINEAR,
     LAMBDA_0,
     LAMBDA_4,
@@ -109,8 +123,10 @@ PARTS = (
     Part("line for the last value (even steps)", FORECAST, REUSE),
     Part("compensation (even steps)", EVEN, FORECAST),
     Part("curvature of the blend (even steps)", EVEN, EVEN_LINEAR),
+    Part("damping of the line (even steps)", EVEN, EVEN_UNDAMPED),
     Part("refresh rule for even steps", AUTO, EVEN),
     Part("line for the last value (Auto)", AUTO, LAST_VALUE),
+    Part("damping of the line (Auto)", AUTO, UNDAMPED),
     Part("compensation (Auto)", AUTO, UNCOMPENSATED),
     Part("curvature of the blend (Auto)", AUTO, LINEAR),
     Part("spatial term: lambda 1 for 0", AUTO, LAMBDA_0),

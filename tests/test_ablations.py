@@ -55,6 +55,8 @@ def run(loop, config, switch=None):
 
 EVEN = CacheConfig(use_cache="Schedule", schedule=(0, 4, 8, 11), enable_adacorrection=True)
 FORECAST = CacheConfig(use_cache="Schedule", schedule=(0, 4, 8, 11), stand_in="forecast")
+JUDGED = CacheConfig(use_cache="Schedule", schedule=(0, 2, 5, 8, 11), stand_in="forecast")
+"""A line follows the refresh that judges the first one."""
 
 
 @pytest.mark.parametrize("name", ["flow-euler", "dpm-2-flow"])
@@ -80,6 +82,17 @@ def test_without_line_the_last_output_is_repeated():
             kept = loop.flux.call(expected, t)
         expected = scheduler.step(kept, t, expected, return_dict=False)[0]
     torch.testing.assert_close(x, expected)
+
+
+def test_without_damping_the_line_counts_in_full():
+    loop = Loop(FluxSampler(None).scheduler)
+    damped, _ = run(loop, JUDGED)
+    undamped, _ = run(loop, JUDGED, ablation_variants.without_damping)
+    assert relative_error(damped, undamped) > 1e-3
+    assert torch.equal(run(loop, JUDGED)[0], damped)
+    loop = linear_loop("flow-euler")  # outputs on a line are not damped
+    damped, _ = run(loop, JUDGED)
+    assert relative_error(damped, run(loop, JUDGED, ablation_variants.without_damping)[0]) < 1e-4
 
 
 def test_without_curvature_the_blend_has_two_nodes():

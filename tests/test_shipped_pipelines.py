@@ -59,7 +59,7 @@ def test_the_card_quotes_the_training_record(shipped):
     family, pipe = shipped
     record = (PIPELINES / family.name / "TRAINING.md").read_text()
     card = (PIPELINES / family.name / "README.md").read_text()
-    row = next(line for line in record.splitlines() if re.match(r"\| test \| (28|30) \| 3 \|", line))
+    row = re.search(r"^\| test \| (?:28|30) \| 3 \|.*$", record, re.MULTILINE)[0]
     for value in row.strip("| ").split(" | ")[-2:]:
         assert value in card
     index = json.loads((PIPELINES / family.name / "model_index.json").read_text())

@@ -18,8 +18,6 @@ PIPELINES = Path(__file__).parents[1] / "benchmark" / "pipelines"
 SHIPPED = ("dit", "pixart", "opensora")
 LEAST_ATTRIBUTES = {"dit": 0.95, "pixart": 0.95, "opensora": 0.6}
 """Share of what was asked for that is drawn; the cards say what was measured."""
-STEPS = {"opensora": 12}
-"""Of the comparisons with the uncached run, where 28 would take long."""
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -30,7 +28,7 @@ def shipped(request):
     return small_family(request.param), pipe
 
 
-def draw(family, pipe, steps, number=2, guidance_scale=3.0):
+def draw(family, pipe, steps, number, guidance_scale=3.0):
     entries = read_entries(family.name, "development", number)
     return family.generate(pipe, entries.texts, entries.seeds, steps, guidance_scale)
 
@@ -39,8 +37,8 @@ def test_pictures_show_what_was_asked_for(shipped):
     family, pipe = shipped
     benchmarked = FAMILIES[family.name]
     judge = load_judge(PIPELINES / benchmarked.judge, benchmarked.judging().judge_class)
-    number = 4 if family.clips else 16
-    found = split_accuracy(family, pipe, judge, "test", 20, number=number, guidance_scale=3.0)
+    steps, number = (10, 4) if family.clips else (20, 16)
+    found = split_accuracy(family, pipe, judge, "test", steps, number=number, guidance_scale=3.0)
     assert found["attributes"] > LEAST_ATTRIBUTES[family.name]
 
 
@@ -70,8 +68,8 @@ def test_the_card_quotes_the_training_record(shipped):
 def test_correction_keeps_the_picture_where_reuse_loses_it(shipped, base):
     """At about half of the compute; a loose bound on what the sweeps measure."""
     family, pipe = shipped
-    steps = STEPS.get(family.name, 28)
-    full = draw(family, pipe, steps)
+    steps, number = (20, 1) if family.clips else (28, 2)
+    full = draw(family, pipe, steps, number)
     errors = {}
     for config in (
         CacheConfig(use_cache="Fb", rel_l1_thresh=0.2),
@@ -79,10 +77,10 @@ def test_correction_keeps_the_picture_where_reuse_loses_it(shipped, base):
     ):
         enable_cache(pipe, config)
         try:
-            errors[config.name] = (draw(family, pipe, steps) - full).square().mean().item()
+            errors[config.name] = (draw(family, pipe, steps, number) - full).square().mean().item()
             assert 0.2 < cache_summary(pipe).compute_fraction < 0.75
         finally:
             disable_cache(pipe)
     plain, corrected = errors.values()
     assert corrected < plain / 4
-    assert torch.equal(draw(family, pipe, steps), full)
+    assert torch.equal(draw(family, pipe, steps, number), full)

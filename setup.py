@@ -7,8 +7,9 @@ from setuptools import find_packages, setup
 README = Path(__file__).parent / "README.md"
 
 BENCHMARK = ["torchmetrics>=1.4", "matplotlib>=3.8", "rich>=13"]
+PEERS = ["cache-dit>=1.5"]
 # scipy is for diffusers' LMSDiscreteScheduler.
-TEST = [*BENCHMARK, "pytest>=8", "pytest-timeout>=2.3", "scipy>=1.11"]
+TEST = [*BENCHMARK, *PEERS, "pytest>=8", "pytest-timeout>=2.3", "scipy>=1.11"]
 
 setup(
     name="xfuser_adacorr",
@@ -38,7 +39,7 @@ setup(
     extras_require={
         "benchmark": BENCHMARK,
         "inception": ["torch-fidelity>=0.3"],
-        "peers": ["cache-dit>=1.5"],
+        "peers": PEERS,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8"],
     },

@@ -13,7 +13,8 @@ if __package__ in (None, ""):
 
 from rich.console import Console  # noqa: E402
 
-from benchmark.settings import BenchmarkError, Settings, read_settings  # noqa: E402
+from benchmark.errors import BenchmarkError  # noqa: E402
+from benchmark.settings import Settings, read_settings  # noqa: E402
 
 
 def execute(settings: Settings, console: Console) -> None:

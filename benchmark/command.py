@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from benchmark.settings import BenchmarkError
+from benchmark.errors import BenchmarkError
 
 
 def exit_code(run: Callable[[], None]) -> int:

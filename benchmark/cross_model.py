@@ -17,10 +17,12 @@ if __package__ in (None, ""):
 
 from rich.console import Console  # noqa: E402
 
+from benchmark.arguments import Parser  # noqa: E402
 from benchmark.cache_execute import execute  # noqa: E402
 from benchmark.command import exit_code, passed_on  # noqa: E402
+from benchmark.errors import BenchmarkError  # noqa: E402
 from benchmark.families import FAMILIES  # noqa: E402
-from benchmark.settings import BenchmarkError, Parser, Settings, read_settings  # noqa: E402
+from benchmark.settings import Settings, read_settings  # noqa: E402
 
 PIPELINES = ROOT / "benchmark" / "pipelines"
 OUTPUT = ROOT / "benchmark" / "results" / "cross_model"

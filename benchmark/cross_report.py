@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark.errors import BenchmarkError
+from benchmark.method_names import CORRECTED, UNCACHED
 from benchmark.plots import plt
-from benchmark.settings import CORRECTED, UNCACHED, BenchmarkError
 from benchmark.store import whole_file, write_json, write_text
 from benchmark.tables import Result, Table, label, number
 

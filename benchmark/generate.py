@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
 from benchmark.flops import Flops, counted_flops
 from benchmark.loading import entry_text, picture_shape
@@ -24,7 +25,7 @@ from benchmark.parallel import (
 from benchmark.peers import PeerConfig, enabled
 from benchmark.plan import Row
 from benchmark.schedulers import make_scheduler
-from benchmark.settings import BenchmarkError, Settings
+from benchmark.settings import Settings
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
 
 Entries = Sequence[dict[str, Any]]

@@ -15,7 +15,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(ROOT)
 
 from benchmark.command import exit_code  # noqa: E402
-from benchmark.settings import BenchmarkError  # noqa: E402
+from benchmark.errors import BenchmarkError  # noqa: E402
 
 MODELS = ("flux", "opensora")
 MODES = ("eager", "compile", "cudagraphs")

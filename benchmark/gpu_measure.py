@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmark.errors import BenchmarkError
 from benchmark.gpu_models import SizedModel
 from benchmark.gpu_probes import (
     CompiledBlocks,
@@ -24,7 +25,6 @@ from benchmark.gpu_probes import (
     timed_calls,
 )
 from benchmark.gpu_rows import UNCACHED, Row, Schedule
-from benchmark.settings import BenchmarkError
 from benchmark.store import Store
 from xfuser_adacorr import cache_summary
 

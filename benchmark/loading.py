@@ -13,9 +13,10 @@ import torch
 import transformers
 import yaml
 
+from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
 from benchmark.schedulers import own_solver, schedulers_of
-from benchmark.settings import BenchmarkError, Settings
+from benchmark.settings import Settings
 from xfuser_adacorr import CacheConfig, load_family_config
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -20,8 +20,10 @@ if __package__ in (None, ""):
 
 from rich.console import Console  # noqa: E402
 
+from benchmark.arguments import Parser  # noqa: E402
 from benchmark.command import exit_code, passed_on  # noqa: E402
-from benchmark.settings import BenchmarkError, Parser, Settings, read_settings  # noqa: E402
+from benchmark.errors import BenchmarkError  # noqa: E402
+from benchmark.settings import Settings, read_settings  # noqa: E402
 
 OUTPUT = ROOT / "benchmark" / "results" / "moreg"
 PASSED_ON = (

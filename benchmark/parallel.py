@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmark.settings import BenchmarkError, Settings
+from benchmark.errors import BenchmarkError
+from benchmark.settings import Settings
 
 LEADER = 0
 

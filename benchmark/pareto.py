@@ -19,20 +19,13 @@ if __package__ in (None, ""):
 
 from rich.console import Console  # noqa: E402
 
+from benchmark.arguments import Parser  # noqa: E402
 from benchmark.command import exit_code, passed_on  # noqa: E402
+from benchmark.errors import BenchmarkError  # noqa: E402
 from benchmark.families import FAMILIES  # noqa: E402
+from benchmark.method_names import CORRECTED, METHOD_NAMES, SCHEDULE, SCHEDULES, UNCACHED  # noqa: E402
 from benchmark.peers import available  # noqa: E402
-from benchmark.settings import (  # noqa: E402
-    CORRECTED,
-    METHOD_NAMES,
-    SCHEDULE,
-    SCHEDULES,
-    UNCACHED,
-    BenchmarkError,
-    Parser,
-    Settings,
-    read_settings,
-)
+from benchmark.settings import Settings, read_settings  # noqa: E402
 
 if TYPE_CHECKING:
     from benchmark.plan import Row

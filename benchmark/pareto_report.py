@@ -21,9 +21,9 @@ from benchmark.bands import (
     seconds,
     total_compute,
 )
+from benchmark.method_names import UNCACHED
 from benchmark.peers import is_peer
 from benchmark.samples import RESAMPLES
-from benchmark.settings import UNCACHED
 from benchmark.store import whole_file, write_json, write_text
 from benchmark.sweep import FRACTIONS
 from benchmark.tables import MISSING, Table, number, sweep_tables

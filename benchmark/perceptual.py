@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmark.settings import BenchmarkError
+from benchmark.errors import BenchmarkError
 
 _SLICES = ("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")
 _CHANNELS = (64, 192, 384, 256, 256)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmark.families import DPM_SOLVER, EULER, Ode
+from benchmark.method_names import CORRECTED, SCHEDULE, SCHEDULE_OPTIONS, UNCACHED
 from benchmark.peers import PeerConfig, is_peer, peer_config
-from benchmark.settings import CORRECTED, SCHEDULE, SCHEDULE_OPTIONS, UNCACHED
 from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.config import TARGETS
 

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmark.loading import entry_text
-from benchmark.settings import CORRECTED, UNCACHED
+from benchmark.method_names import CORRECTED, UNCACHED
 from benchmark.sweep import curve_values
 from benchmark.tables import by_steps, label
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
 from benchmark.judging import Judging
 from benchmark.metrics import (
@@ -18,7 +19,7 @@ from benchmark.metrics import (
     spread,
 )
 from benchmark.perceptual import load_inception, load_lpips
-from benchmark.settings import BenchmarkError, Settings
+from benchmark.settings import Settings
 from benchmark.video_metrics import clip_psnr_db, compare_clips
 
 REAL_SEED = 77

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmark.settings import BenchmarkError
+from benchmark.errors import BenchmarkError
 
 _UNFINISHED = ".unfinished-"
 FRAME_MS = 100

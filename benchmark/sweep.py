@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
+from benchmark.method_names import SCHEDULES, UNCACHED
 from benchmark.peers import is_peer, peer_config, sweep_options
 from benchmark.plan import (
     SOLVERS,
@@ -14,7 +15,6 @@ from benchmark.plan import (
     method_config,
     uncached_row,
 )
-from benchmark.settings import SCHEDULES, UNCACHED
 from benchmark.sweeps import SWEEPS, Sweeps
 from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.core.refreshes import evenly_spaced

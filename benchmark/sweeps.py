@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmark.settings import CORRECTED
+from benchmark.method_names import CORRECTED
 
 Sweeps = Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]]
 """Steps -> method -> options tried. Other step counts take the lists of the nearest one."""

@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table as RichTable
 
-from benchmark.settings import CORRECTED, SCHEDULE, UNCACHED
+from benchmark.method_names import CORRECTED, SCHEDULE, UNCACHED
 from benchmark.sweep import FRACTIONS
 
 Result = Mapping[str, Any]

@@ -8,8 +8,8 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmark import metrics
+from benchmark.errors import BenchmarkError
 from benchmark.perceptual import Lpips, load_lpips
-from benchmark.settings import BenchmarkError
 
 
 def pictures(number=3, size=16, seed=0):

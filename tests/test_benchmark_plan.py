@@ -4,7 +4,8 @@ import pytest
 
 from benchmark import plan, sweep
 from benchmark.families import DDIM, DPM_SOLVER, EULER, FAMILIES
-from benchmark.settings import METHOD_NAMES, ROOT, UNCACHED
+from benchmark.method_names import METHOD_NAMES, UNCACHED
+from benchmark.settings import ROOT
 from benchmark.sweeps import SWEEPS
 from xfuser_adacorr import METHODS, CacheConfig, load_family_config
 

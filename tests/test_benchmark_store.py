@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmark.settings import BenchmarkError
+from benchmark.errors import BenchmarkError
 from benchmark.store import Store, write_json, write_text
 
 

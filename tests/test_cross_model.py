@@ -5,7 +5,8 @@ import json
 import pytest
 
 from benchmark import cross_model, cross_report
-from benchmark.settings import ROOT, BenchmarkError
+from benchmark.errors import BenchmarkError
+from benchmark.settings import ROOT
 
 HEAD = "| family | method | FID | FPS | speedup | HR | compute | PSNR dB | SSIM |"
 

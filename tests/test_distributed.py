@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.settings import BenchmarkError, read_settings
+from benchmark.errors import BenchmarkError
+from benchmark.settings import read_settings
 from tests.parallel.cases import CASES, NEVER_REUSE, STEPS
 from xfuser_adacorr import CacheConfig, DecisionScope, enable_cache
 from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from benchmark import families, pareto, runner, sweep, sweeps, tuning
-from benchmark.settings import BenchmarkError
+from benchmark.errors import BenchmarkError
 from tests.test_benchmark_cli import models  # noqa: F401  (a fixture)
 
 METHODS = ("Auto", "Schedule+AdaCorrection", "diffusers:MagCache")

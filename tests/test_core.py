@@ -8,7 +8,7 @@ import torch
 from xfuser_adacorr.core.blend import blend, blend_weights, displacement_weights
 from xfuser_adacorr.core.distributed import DecisionScope
 from xfuser_adacorr.core.flops import count_flops
-from xfuser_adacorr.core.forecast import line_weights, updated_damping
+from xfuser_adacorr.core.forecast import line_sums, line_weights, updated_damping
 from xfuser_adacorr.core.offset import Drift, correction_weight, error_scale, offset_score
 from xfuser_adacorr.core.signals import l1_sums, l2_sums, ratio, root_ratio, token_std_sum
 
@@ -101,12 +101,12 @@ def test_damping_is_the_share_of_the_slope_that_holds(happened, share):
     """At half of the change the line errs as much as the last value: it still counts in full."""
     predicted = torch.tensor([3.0, 4.0])
     aside = torch.tensor([4.0, -3.0])  # says nothing about the slope
-    damping = updated_damping(0.8, predicted, happened * predicted + aside)
+    damping = updated_damping(0.8, line_sums(predicted, happened * predicted + aside))
     assert float(damping) == pytest.approx(0.4 + 0.5 * share)
 
 
 def test_a_line_that_predicts_no_change_is_not_damped():
-    assert float(updated_damping(1.0, torch.zeros(3), torch.ones(3))) == 1.0
+    assert float(updated_damping(1.0, line_sums(torch.zeros(3), torch.ones(3)))) == 1.0
 
 
 @pytest.mark.parametrize("sigma1", [None, 0.9])

@@ -73,6 +73,15 @@ class DecisionScope:
         values = iter(self.read(sums, replicated))
         return {name: [next(values) for _ in groups[name]] for name in order}
 
+    def summed(self, sums: Tensor) -> Tensor:
+        """Add up, over the ranks that hold parts of the output, a vector that stays on the device.
+
+        The vector itself where every rank has the whole output.
+        """
+        if self.group is not None and self.latents_are_split:
+            all_reduce(sums, group=self.group)
+        return sums
+
     def check(
         self,
         step: int,

@@ -22,15 +22,22 @@ def line_weights(
     return 1.0 + r, -r
 
 
-def updated_damping(damping: Tensor | float, predicted: Tensor, happened: Tensor) -> Tensor:
-    """The damping after a refresh, a scalar in [0, 1] on the tensors' device.
+def line_sums(predicted: Tensor, happened: Tensor) -> Tensor:
+    """``[<happened, predicted>, ||predicted||^2]``, to be added up over parts of a picture.
 
     ``predicted`` and ``happened`` are the change since the refresh before as the undamped line has
-    it, and as it was. Their projection ``<happened, predicted> / ||predicted||^2`` is 1 where the
-    line was right, 1/2 where it was as wrong as the last value, and below where it was worse: from
-    1/2 on the line counts in full, below in proportion, averaged with earlier refreshes.
+    it, and as it was.
     """
-    square = predicted.square().sum()
-    share = (2.0 * (happened * predicted).sum() / square).clamp(0.0, 1.0)
-    share = torch.where(square > 0.0, share, 1.0)
+    return torch.stack([(happened * predicted).sum(), predicted.square().sum()])
+
+
+def updated_damping(damping: Tensor | float, sums: Tensor) -> Tensor:
+    """The damping after a refresh, a scalar in [0, 1] on the device of the `line_sums`.
+
+    The quotient of the two is 1 where the line was right, 1/2 where it was as wrong as the last
+    value, and below where it was worse: from 1/2 on the line counts in full, below in proportion,
+    averaged with earlier refreshes.
+    """
+    share = (2.0 * sums[0] / sums[1]).clamp(0.0, 1.0)
+    share = torch.where(sums[1] > 0.0, share, 1.0)
     return DAMPING_MEMORY * damping + (1.0 - DAMPING_MEMORY) * share

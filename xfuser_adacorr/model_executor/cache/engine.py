@@ -152,6 +152,7 @@ class CacheEngine:
             self.config,
             self.family,
             self.clock,
+            scope=self.scope,
             measures=self.measures,
             calibration=self.calibration,
             stage=self.stage,

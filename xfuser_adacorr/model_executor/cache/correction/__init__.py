@@ -5,6 +5,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.core.distributed import DecisionScope
 from xfuser_adacorr.model_executor.cache.clock import SchedulerClock, TimestepClock
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
 from xfuser_adacorr.model_executor.cache.samplers import COMPENSATED, check_sampler, mending_of
@@ -69,6 +70,7 @@ def make_correction(
     family: ModelFamily,
     clock: SchedulerClock | TimestepClock,
     *,
+    scope: DecisionScope,
     measures: bool = True,
     calibration: TargetCalibration | None = None,
     stage: "PipelineStage | None" = None,
@@ -76,18 +78,20 @@ def make_correction(
 ) -> OutputForecast | LiteralCorrection | None:
     """The correction that ``config`` asks for, for one generation on the clock's schedule.
 
-    Unless it ``measures``, the calls to compute are given, and only their values are corrected.
-    ``calibration`` is for targets, None without one; ``latent_channels`` has to be given with a
-    pipeline's ``stage``.
+    ``scope`` are the ranks that share the sample. Unless it ``measures``, the calls to compute are
+    given, and only their values are corrected. ``calibration`` is for targets, None without one;
+    ``latent_channels`` has to be given with a pipeline's ``stage``.
     """
     if not config.enable_adacorrection:
-        return OutputForecast(Compensation(), family.followed) if config.forecasts_output else None
+        if not config.forecasts_output:
+            return None
+        return OutputForecast(Compensation(), family.followed, scope.summed)
     weights = {"gamma": config.adacorr_gamma, "lambda_": config.adacorr_lambda}
     if config.adacorr_mode == "literal":
         return LiteralCorrection(**weights, stream=family.output_stream)
     compensation = make_compensation(clock, stage)
     if not measures:
-        return OutputForecast(compensation, family.followed)
+        return OutputForecast(compensation, family.followed, scope.summed)
     own_rule = config.use_cache == "Auto"
     default = family.tolerance if own_rule else family.safety_tolerance
     options = {
@@ -95,6 +99,7 @@ def make_correction(
         "tolerance": config.adacorr_tolerance or default,
         "compensation": compensation,
         "followed": family.followed,
+        "summed": scope.summed,
     }
     if stage is not None:
         return StagedCorrection(stage, latent_channels, **options)

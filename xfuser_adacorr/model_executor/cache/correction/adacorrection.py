@@ -79,10 +79,11 @@ class AdaCorrection(OutputForecast):
         tolerance: float,
         compensation: Compensation | None = None,
         followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
+        summed: Callable[[Tensor], Tensor] = lambda sums: sums,
         target: Target | None = None,
         relation: PsnrRelation | None = None,
     ) -> None:
-        super().__init__(compensation or EulerCompensation(), followed)
+        super().__init__(compensation or EulerCompensation(), followed, summed)
         self.gamma = gamma
         self.lambda_ = lambda_
         self.tolerance = tolerance

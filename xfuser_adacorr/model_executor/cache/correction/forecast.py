@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from xfuser_adacorr.core.forecast import line_weights, updated_damping
+from xfuser_adacorr.core.forecast import line_sums, line_weights, updated_damping
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
 from xfuser_adacorr.model_executor.cache.samplers import RAW_OUTPUT
@@ -43,16 +43,19 @@ class OutputForecast:
 
     Nothing is measured. ``compensation`` pays what reused calls owe, as the sampler allows.
     ``followed`` maps an output and the number of the latents' channels to the part of the output
-    that the sampler follows, as a view.
+    that the sampler follows, as a view. ``summed`` adds a vector of sums up over the ranks that
+    hold parts of the output.
     """
 
     def __init__(
         self,
         compensation: Compensation,
         followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output,
+        summed: Callable[[Tensor], Tensor] = lambda sums: sums,
     ) -> None:
         self.compensation = compensation
         self.followed = followed
+        self.summed = summed
 
     def new_state(self) -> Outputs:
         return Outputs(debt=self.compensation.new_debt())
@@ -139,7 +142,8 @@ class OutputForecast:
         _, a1 = line_weights(step.coordinate, history.sigma0, history.sigma1)
         predicted = a1 * self.followed(history.v1 - history.v0, history.channels)
         happened = self.followed(fresh - history.v0, history.channels)
-        history.damping = updated_damping(history.damping, predicted, happened)
+        sums = self.summed(line_sums(predicted, happened))
+        history.damping = updated_damping(history.damping, sums)
 
     @staticmethod
     def _weights(history: Outputs, step: Step) -> tuple[Tensor | float, Tensor | float]:

@@ -1,5 +1,6 @@
 """What the benchmark's further commands share: exit codes, and arguments that are passed on."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,20 @@ def exit_code(run: Callable[[], None]) -> int:
         errors.print("interrupted; the same command with --resume goes on", markup=False)
         return 130
     return 0
+
+
+def run_command(
+    run: Callable[[Sequence[str], Console], None],
+    argv: Sequence[str] | None,
+    least_width: int = 130,
+) -> int:
+    """`exit_code` of ``run(argv, console)``; ``argv`` is the process's own if None.
+
+    The console is at least so many columns wide, so that tables are not cut off.
+    """
+    console = Console()
+    console.width = max(console.width, least_width)
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv, console))
 
 
 def passed_on(given: Namespace, names: Sequence[str]) -> list[str]:

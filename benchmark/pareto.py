@@ -20,7 +20,7 @@ if __package__ in (None, ""):
 from rich.console import Console  # noqa: E402
 
 from benchmark.arguments import Parser  # noqa: E402
-from benchmark.command import exit_code, passed_on  # noqa: E402
+from benchmark.command import passed_on, run_command  # noqa: E402
 from benchmark.errors import BenchmarkError  # noqa: E402
 from benchmark.families import FAMILIES  # noqa: E402
 from benchmark.method_names import CORRECTED, METHOD_NAMES, SCHEDULE, SCHEDULES, UNCACHED  # noqa: E402
@@ -223,9 +223,7 @@ def report(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for a mistake of the user's, 130 if interrupted."""
-    console = Console()
-    console.width = max(console.width, 190)  # tables are not to be cut off
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv, console))
+    return run_command(run, argv, least_width=190)
 
 
 if __name__ == "__main__":

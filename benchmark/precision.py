@@ -20,7 +20,7 @@ if __package__ in (None, ""):
 from rich.console import Console  # noqa: E402
 
 from benchmark.arguments import Parser  # noqa: E402
-from benchmark.command import exit_code, passed_on  # noqa: E402
+from benchmark.command import passed_on, run_command  # noqa: E402
 from benchmark.method_names import UNCACHED  # noqa: E402
 from benchmark.settings import Settings, read_settings  # noqa: E402
 
@@ -219,9 +219,7 @@ def run(argv: Sequence[str], console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for a mistake of the user's, 130 if interrupted."""
-    console = Console()
-    console.width = max(console.width, 130)  # tables are not to be cut off
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv, console))
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

@@ -213,9 +213,9 @@ def run(argv: Sequence[str], console: Console) -> None:
     from benchmark.generate import generate_row
     from benchmark.loading import fingerprint, load_prompts
     from benchmark.metrics import psnr_db
-    from benchmark.report import environment
+    from benchmark.report import environment, write_study
     from benchmark.runner import Workbench, threads
-    from benchmark.store import Store, write_json, write_text
+    from benchmark.store import Store
     from benchmark.video_metrics import clip_psnr_db
 
     store = Store(settings.output_dir)
@@ -249,11 +249,7 @@ def run(argv: Sequence[str], console: Console) -> None:
         "prompts": bench.entries,
         **results,
     }
-    write_text(store.report, render(document))
-    write_json(store.results, document)
-    for table in tables(document):
-        console.print(table.rich())
-    console.print(f"Report: {store.report}", soft_wrap=True)
+    write_study(store, document, render(document), tables(document), console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -201,9 +201,9 @@ def run(argv: Sequence[str], console: Console) -> None:
     from benchmark.loading import fingerprint, load_documented, load_prompts
     from benchmark.moreg_report import render, tables
     from benchmark.plan import method_config
-    from benchmark.report import environment
+    from benchmark.report import environment, write_study
     from benchmark.runner import Workbench, threads
-    from benchmark.store import Store, write_json, write_text
+    from benchmark.store import Store
 
     store = Store(settings.output_dir)
     store.check(settings.resume)
@@ -236,11 +236,7 @@ def run(argv: Sequence[str], console: Console) -> None:
         "moreg_divisor": given.moreg_divisor,
         **results,
     }
-    write_text(store.report, render(document))
-    write_json(store.results, document)
-    for table in tables(document):
-        console.print(table.rich())
-    console.print(f"Report: {store.report}", soft_wrap=True)
+    write_study(store, document, render(document), tables(document), console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

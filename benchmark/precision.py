@@ -173,9 +173,9 @@ def run(argv: Sequence[str], console: Console) -> None:
     from benchmark.loading import fingerprint, load_documented, load_prompts
     from benchmark.metrics import psnr_db
     from benchmark.plan import comparison_rows
-    from benchmark.report import environment
+    from benchmark.report import environment, write_study
     from benchmark.runner import Workbench, threads
-    from benchmark.store import Store, write_json, write_text
+    from benchmark.store import Store
     from benchmark.video_metrics import clip_psnr_db
 
     store = Store(settings.output_dir)
@@ -211,10 +211,7 @@ def run(argv: Sequence[str], console: Console) -> None:
         "prompts": bench.entries,
         "results": results,
     }
-    write_text(store.report, render(document))
-    write_json(store.results, document)
-    console.print(table(results).rich())
-    console.print(f"Report: {store.report}", soft_wrap=True)
+    write_study(store, document, render(document), [table(results)], console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

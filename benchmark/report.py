@@ -108,6 +108,17 @@ TITLES = {
 }
 
 
+def write_study(
+    store: Store, document: Mapping[str, Any], report: str, tables: Sequence[Table], console: Any
+) -> None:
+    """Write a study's ``results.json`` and ``report.md``, and show its tables."""
+    write_text(store.report, report)
+    write_json(store.results, document)
+    for table in tables:
+        console.print(table.rich())
+    console.print(f"Report: {store.report}", soft_wrap=True)
+
+
 def render(
     document: Mapping[str, Any],
     tables: Sequence[Table],

@@ -244,3 +244,14 @@ def test_literal_blend_matches_a_naive_loop():
     )
     x, _ = run_cached(sampler, config)
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("moved", "weight"), [(0.04, 0.8), (0.05, 1.0), (0.06, 1.0)])
+def test_the_first_gap_is_bounded_where_latents_stand_still(moved, weight):
+    """At high noise outputs change while latents do not: m / (0.5 sqrt(0.01)), lambda 0."""
+    correction = AdaCorrection(gamma=1.0, lambda_=0.0, tolerance=0.01)
+    history = correction.new_state()
+    history.sigma0 = 0.9
+    step = Step(1, 0.999, 0.998, 10, coordinate=0.9 - moved, followed=0.001)
+    still = [0.0, 1.0, 1.0, 1.0]
+    assert correction.score(history, still, step).weight == pytest.approx(weight)

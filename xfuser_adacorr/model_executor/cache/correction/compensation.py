@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from .adacorrection import History
 
 
+LineWeights = tuple[Tensor | float, Tensor | float]
+"""What `core.forecast.line_weights` gives."""
+
+
 class Compensation:
     """The forecast alone, for samplers that draw noise: what reused calls owe stays unpaid.
 
@@ -23,7 +27,7 @@ class Compensation:
         """Fresh state of one branch of one generation."""
         return None
 
-    def reused(self, history: "History", step: Step, weights: tuple[float, float]) -> None:
+    def reused(self, history: "History", step: Step, weights: LineWeights) -> None:
         """A forecast with these weights of V0 and V1 has been returned for ``step``."""
 
     def refreshed(self, history: "History", output: Tensor, fresh: Tensor, step: Step) -> Tensor:
@@ -52,7 +56,7 @@ class Compensation:
 class EulerDebt:
     """What one branch's reused calls may still owe the latents."""
 
-    skipped: list[tuple[float, tuple[float, float]]] = field(default_factory=list)
+    skipped: list[tuple[float, LineWeights]] = field(default_factory=list)
     """(sigma, forecast weights) of the calls reused since the last refresh."""
     compensation: Tensor | None = None
     """Compensation at the last refresh, kept where its step size was only guessed."""
@@ -65,7 +69,7 @@ class EulerCompensation(Compensation):
     def new_debt(self) -> EulerDebt:
         return EulerDebt()
 
-    def reused(self, history: "History", step: Step, weights: tuple[float, float]) -> None:
+    def reused(self, history: "History", step: Step, weights: LineWeights) -> None:
         history.debt.skipped.append((step.sigma, weights))
 
     def refreshed(self, history: "History", output: Tensor, fresh: Tensor, step: Step) -> Tensor:

@@ -41,7 +41,8 @@ class Outputs:
 class OutputForecast:
     """The line through the last two computed outputs, for calls that others choose.
 
-    Nothing is measured. ``compensation`` pays what reused calls owe, as the sampler allows.
+    Its slope is damped by what the computed outputs show (`updated_damping`), on the device:
+    nothing is read. ``compensation`` pays what reused calls owe, as the sampler allows.
     ``followed`` maps an output and the number of the latents' channels to the part of the output
     that the sampler follows, as a view. ``summed`` adds a vector of sums up over the ranks that
     hold parts of the output.
@@ -150,6 +151,6 @@ class OutputForecast:
         return line_weights(step.coordinate, history.sigma0, history.sigma1, history.damping)
 
     @staticmethod
-    def _line(history: Outputs, weights: tuple[float, float]) -> Tensor:
+    def _line(history: Outputs, weights: tuple[Tensor | float, Tensor | float]) -> Tensor:
         a0, a1 = weights
         return history.v0 if history.v1 is None else a0 * history.v0 + a1 * history.v1

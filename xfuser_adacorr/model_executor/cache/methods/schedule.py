@@ -28,8 +28,9 @@ class Schedule(BaseMethod):
 
     What stands in for the others: the residual of the whole stack (``h + R``, as `Tea`), with
     ``stand_in="forecast"`` the line through the last two computed outputs, or with AdaCorrection
-    that line and compensation at the listed steps. Nothing is measured, read or sent. Every N-th
-    step is FORA's rule (arXiv 2407.01425): counted from the last step, which is computed.
+    that line and compensation at the listed steps. Nothing is read; where outputs are split over
+    ranks, lines add 8 bytes a computed call. Every N-th step is FORA's rule (arXiv 2407.01425):
+    counted from the last step, which is computed.
 
     Raises `ValueError` for a stored schedule of another model or stand-in, and on the first call
     for a schedule that does not fit the run: its number of steps, or for a stored one its sampler

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +61,16 @@ class Bench:
     def device(self) -> torch.device:
         return self.pipe.transformer.device
 
-    def generate(self, row: Row) -> None:
-        row.restart(self.pipe, self.schedule)
+    def generate(self) -> None:
         self.model.generate(self.pipe, self.schedule.steps)
 
     @contextmanager
     def enabled(self, row: Row) -> Iterator[None]:
         """The row's cache is on and has seen one generation; blocks run in the bench's mode."""
-        with self.compiled.used(row.fullgraph), ExitStack() as stack:
-            row.enable(self.pipe, self.schedule)
-            stack.callback(row.disable, self.pipe)
-            if self.mode == "cudagraphs":
-                stack.enter_context(calls_marked_as_steps(self.pipe.transformer))
-            self.generate(row)  # what is counted, compiled or recorded once is done here
+        is_marked = self.mode == "cudagraphs"
+        marked = calls_marked_as_steps(self.pipe.transformer) if is_marked else nullcontext()
+        with self.compiled.used(row.fullgraph), row.enabled(self.pipe, self.schedule), marked:
+            self.generate()  # what is counted, compiled or recorded once is done here
             yield
 
     def traced(self, row: Row) -> list[bool] | None:
@@ -94,7 +91,7 @@ def measure(
     for name in [name for name, entry in kept.items() if "error" in entry]:
         del kept[name]  # a resumed run tries it again
     visits = [(warm_up, "warm_up"), (probe, "probe"), *[(time_calls, None)] * rounds]
-    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT), quick_collections():
         for turn, (visit, name) in enumerate(visits):
             for row in rows:
                 entry = kept.setdefault(row.name, {"rounds": []})
@@ -106,6 +103,17 @@ def measure(
                 _visit(bench, row, entry, visit, name)
                 bench.store.save_row(bench.key, kept)
                 on_visit(row.name)
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """Within, garbage is looked for among new objects alone: the libraries' own are many."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _visit(
@@ -140,12 +148,12 @@ def probe(bench: Bench, row: Row) -> dict[str, Any]:
     transformer, before = bench.pipe.transformer, allocated(bench.device)
     with bench.enabled(row):
         with peak_memory(bench.device) as peak:
-            bench.generate(row)
+            bench.generate()
         stated = cache_summary(bench.pipe).cache_memory_bytes if row.has_trace else None
         with synchronising_calls(transformer) as synchronised:
-            bench.generate(row)
+            bench.generate()
         with computing_calls(transformer, bench.block) as computed:
-            bench.generate(row)
+            bench.generate()
         traced = bench.traced(row)
     if traced is not None and traced != computed:
         raise BenchmarkError(
@@ -165,11 +173,11 @@ def time_calls(bench: Bench, row: Row) -> dict[str, Any]:
     with bench.enabled(row):
         graphs, breaks = graph_counts()
         with timed_calls(bench.pipe.transformer) as seconds:
-            bench.generate(row)
+            bench.generate()
         computed = bench.traced(row)
         drain(bench.device)
         start = time.perf_counter()
-        bench.generate(row)
+        bench.generate()
         drain(bench.device)
         generation = time.perf_counter() - start
         graphs_after, breaks_after = graph_counts()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmark.gpu_rows import UNCACHED
+from benchmark.machine import processor
 
 PACKAGES = ("torch", "diffusers", "xfuser", "cache-dit", "triton")
 MIB = 2**20
@@ -18,8 +19,6 @@ MIB = 2**20
 
 def machine(device: torch.device) -> dict[str, Any]:
     """GPU, driver, CPU and versions; no dates, no host names."""
-    from benchmark.report import processor
-
     described: dict[str, Any] = {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},

@@ -10,6 +10,7 @@ import torch
 
 from benchmark.families import FAMILIES
 from benchmark.loading import default_device
+from benchmark.machine import processor
 from benchmark.metrics import PSNR_CAP_DB
 from benchmark.plan import Row
 from benchmark.plots import draw_comparison, draw_quality
@@ -44,15 +45,6 @@ def environment(bench: Workbench) -> dict[str, Any]:
         "device": device,
         "threads": threads(bench.settings),
     }
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def gather(

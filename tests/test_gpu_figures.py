@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import copytree
 from statistics import median
@@ -10,8 +11,13 @@ import pytest
 import torch
 
 from benchmark import gpu_figures, gpu_measure, gpu_models, gpu_report
-from benchmark.gpu_probes import computing_calls, synchronising_calls, timed_calls
-from benchmark.gpu_rows import PEERS, Row
+from benchmark.gpu_probes import (
+    computing_calls,
+    middle_block,
+    synchronising_calls,
+    timed_calls,
+)
+from benchmark.gpu_rows import PEERS, Row, Schedule
 from tests.tiny import FluxSampler, all_blocks, make_tiny_flux
 
 STEPS, COMPUTED, ROUNDS = 6, 2, 1
@@ -115,6 +121,33 @@ def test_memory_of_a_cpu_is_the_stated_one(rows):
             assert row["cache_memory_bytes"] is None
 
 
+PEERS_COMPUTED = {
+    "diffusers FirstBlockCache": 1,
+    "diffusers TaylorSeer": COMPUTED + 1,
+    "diffusers TaylorSeer lite": COMPUTED + 1,
+    "cache-dit DBCache F1B0": COMPUTED,
+    "xfuser fbcache": 1,
+    "xfuser teacache": 2,  # its count of steps begins with the second call
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [pytest.param(m, row, id=f"{m}: {row.name}") for m, rows in PEERS.items() for row in rows],
+)
+def test_others_caches_compute_what_the_schedule_says_in_every_generation(model, row):
+    if row.name.startswith("cache-dit"):
+        pytest.importorskip("cache_dit")
+    tiny = gpu_models.TINY[model]
+    pipe = tiny.make(torch.device("cpu"), torch.float32)
+    block = middle_block(pipe.transformer)
+    with row.enabled(pipe, Schedule(STEPS, COMPUTED)):
+        tiny.generate(pipe, STEPS)
+        with computing_calls(pipe.transformer, block) as computed:
+            tiny.generate(pipe, STEPS)
+    assert sum(computed) == PEERS_COMPUTED[row.name] and len(computed) == STEPS
+
+
 def test_compiled_blocks_keep_their_graphs(tmp_path):
     run = ["--model", "flux", "--modes", "compile", "--rows", "Fb", "Auto"]
     assert dry_run(tmp_path / "out", *run) == 0
@@ -156,14 +189,14 @@ def test_a_row_that_fails_is_told_and_tried_again(copied, monkeypatch):
 
     before = json.loads((copied / "rows" / "flux-eager.json").read_text())
     run = ["--model", "flux", "--modes", "eager", "--rows", "broken", "--resume"]
-    monkeypatch.setitem(PEERS, "flux", (Row(name="broken", enable=fail, disable=print),))
+    monkeypatch.setitem(PEERS, "flux", (Row(name="broken", enabled=fail),))
     assert dry_run(copied, *run) == 0
     rows = read(copied)["flux", "eager"]
     assert rows["broken"]["error"] == "RuntimeError: no kernel for this device"
     assert rows["Auto"]["computed_calls"] == COMPUTED_CALLS["Auto"]
     assert "- broken: RuntimeError" in (copied / "report.md").read_text()
 
-    mended = Row(name="broken", enable=lambda *_: None, disable=lambda pipe: None)
+    mended = Row(name="broken", enabled=lambda *_: nullcontext())
     monkeypatch.setitem(PEERS, "flux", (mended,))
     assert dry_run(copied, *run) == 0
     assert read(copied)["flux", "eager"]["broken"]["computed_calls"] == STEPS

@@ -65,6 +65,7 @@ _TAYLORSEER_CACHED = {
     ),
     "PixArtTransformer2DModel": (r"transformer_blocks\.\d+\.(attn1|attn2|ff)",),
     "DiTTransformer2DModel": (r"transformer_blocks\.\d+\.(attn1|ff)",),
+    "STDiT3Transformer3DModel": (r"(spatial|temporal)_blocks\.\d+\.(attn|cross_attn|mlp)",),
 }
 _TAYLORSEER_SKIPPED = {
     "FluxTransformer2DModel": (r"single_transformer_blocks\.\d+\.(attn|proj_mlp)",),
@@ -80,14 +81,13 @@ def _taylorseer(order: int, *, lite: bool) -> Callable[..., Disable]:
             skipped = (r"[^.]*block[^.]*\.\d+",)
         else:
             cached, skipped = _TAYLORSEER_CACHED[name], _TAYLORSEER_SKIPPED.get(name, ())
-        config = hooks.TaylorSeerCacheConfig(
-            max_order=order,
-            taylor_factors_dtype=torch.float32,
-            cache_identifiers=list(cached),
-            skip_predict_identifiers=list(skipped),
-            **options,
-        )
-        return _enable(pipe, config)
+        defaults = {
+            "max_order": order,
+            "taylor_factors_dtype": torch.float32,
+            "cache_identifiers": list(cached),
+            "skip_predict_identifiers": list(skipped),
+        }
+        return _enable(pipe, hooks.TaylorSeerCacheConfig(**{**defaults, **options}))
 
     return enable
 

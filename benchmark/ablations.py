@@ -7,7 +7,6 @@ same compute fractions. `--help` lists the arguments.
 import math
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,25 +20,26 @@ if __package__ in (None, ""):
 from rich.console import Console  # noqa: E402
 
 from benchmark.arguments import Parser  # noqa: E402
-from benchmark.command import passed_on, run_command  # noqa: E402
+from benchmark.command import run_command  # noqa: E402
 from benchmark.errors import BenchmarkError  # noqa: E402
-from benchmark.settings import Settings, read_settings  # noqa: E402
+from benchmark.study import kept_pictures, opened, study_parser, study_settings  # noqa: E402
 
 OUTPUT = ROOT / "benchmark" / "results" / "ablations"
-PASSED_ON = (
-    "model_type",
-    "model",
-    "prompts",
-    "judge",
-    "num_inference_steps",
-    "guidance_scale",
-    "true_cfg_scale",
-    "device",
-    "dtype",
-    "threads",
-    "split",
-    "num_prompts",
-)
+PASSED_ON = {
+    "model_type": "flux",
+    "model": None,
+    "prompts": None,
+    "judge": None,
+    "num_inference_steps": None,
+    "guidance_scale": None,
+    "true_cfg_scale": None,
+    "device": None,
+    "dtype": None,
+    "threads": None,
+    "split": "development",
+    "num_prompts": "6",
+}
+"""Name -> default."""
 FRACTIONS = (0.25, 0.35)
 """Compute fractions at which the variants are compared."""
 FIRST_TOLERANCE = 0.008
@@ -48,20 +48,14 @@ TOLERANCE_RANGE = 2.0**7
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="ablations.py",
-        description="What each part of AdaCorrection brings at equal compute.",
-        epilog="The other arguments are those of cache_execute.py; the split is the development "
-        "split by default, of which 6 prompts are taken.",
-        allow_abbrev=False,
+    parser = study_parser(
+        "ablations.py",
+        "What each part of AdaCorrection brings at equal compute.",
+        PASSED_ON,
+        "benchmark/results/ablations/FAMILY_STEPS",
+        "The split is the development split by default, of which 6 prompts are taken.",
     )
     add = parser.add_argument
-    add(
-        "--output_dir",
-        type=Path,
-        metavar="DIR",
-        help="new or empty (benchmark/results/ablations/FAMILY_STEPS)",
-    )
     add(
         "--compute_fractions",
         nargs="+",
@@ -71,10 +65,6 @@ def make_parser() -> Parser:
         help="where the variants are compared, each between 0 and 1 (0.25 0.35)",
     )
     add("--variants", nargs="+", metavar="NAME", help="only these, by their names in the report")
-    add("--resume", action="store_true", help="go on with an interrupted study")
-    defaults = {"model_type": "flux", "split": "development", "num_prompts": "6"}
-    for name in PASSED_ON:
-        add(f"--{name}", metavar="X", default=defaults.get(name))
     return parser
 
 
@@ -129,11 +119,7 @@ class Study:
         self.store, self.make, self.uncached, self.psnr = store, make, uncached, psnr
         self.fractions = sorted(fractions)
         self.steps = uncached.num_inference_steps
-        kept = store.pictures(uncached.key)
-        if kept is None:
-            kept = make(uncached).pictures
-            store.save_pictures(uncached.key, kept)
-        self.reference = kept
+        self.reference = kept_pictures(store, uncached, make)
 
     def row(self, variant: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Per-picture compute fractions and PSNR of a variant with these options."""
@@ -178,17 +164,6 @@ class Study:
         return {"variants": found, "parts": contributions(found), "sweeps": sweeps}
 
 
-def study_settings(given: Namespace) -> Settings:
-    """The settings of the pictures; raises `BenchmarkError` for what is wrong."""
-    for share in given.compute_fractions:
-        if not 0 < share < 1:
-            raise BenchmarkError(f"--compute_fractions: must be between 0 and 1, got {share:g}")
-    settings = read_settings(["--output_dir=.", *passed_on(given, PASSED_ON)])
-    steps = settings.num_inference_steps[0]
-    directory = given.output_dir or OUTPUT / f"{settings.model_type}_{steps}"
-    return replace(settings, output_dir=directory, resume=given.resume)
-
-
 def chosen_variants(names: Sequence[str] | None) -> list[Any]:
     """The variants of these names, all without; `BenchmarkError` for an unknown one."""
     from benchmark.ablation_variants import VARIANTS
@@ -204,52 +179,26 @@ def chosen_variants(names: Sequence[str] | None) -> list[Any]:
 def run(argv: Sequence[str], console: Console) -> None:
     """Sweep all variants, then write ``results.json`` and ``report.md``."""
     given = make_parser().parse_args(argv)
-    settings = study_settings(given)
-
-    from tqdm.auto import tqdm
+    for share in given.compute_fractions:
+        if not 0 < share < 1:
+            raise BenchmarkError(f"--compute_fractions: must be between 0 and 1, got {share:g}")
+    settings = study_settings(given, PASSED_ON, OUTPUT)
+    variants = chosen_variants(given.variants)
+    fractions = sorted(given.compute_fractions)
 
     from benchmark.ablation_report import render, tables
-    from benchmark.cache_execute import run_identity
-    from benchmark.generate import generate_row
-    from benchmark.loading import fingerprint, load_prompts
-    from benchmark.metrics import psnr_db
-    from benchmark.report import environment, write_study
-    from benchmark.runner import Workbench, threads
-    from benchmark.store import Store
-    from benchmark.video_metrics import clip_psnr_db
 
-    store = Store(settings.output_dir)
-    store.check(settings.resume)
-    variants = chosen_variants(given.variants)
-    load_prompts(settings)
-    console.print(f"Loading {settings.model}")
-    bench = Workbench(settings)
-    identity = run_identity(settings, fingerprint, threads(settings))
-    fractions = sorted(given.compute_fractions)
-    store.open({**identity, "compute_fractions": fractions}, settings.resume)
-
-    with tqdm(desc="pictures", unit="picture", smoothing=0.05) as bar:
-
-        def make(row: Any) -> Any:
-            bar.set_postfix_str(row.name)
-            return generate_row(bench.pipe, settings, row, bench.entries, bar.update)
-
+    with opened(settings, console, {"compute_fractions": fractions}) as session:
+        bench = session.bench
         study = Study(
-            store,
-            make,
+            bench.store,
+            session.make,
             uncached=bench.uncached_row(settings.num_inference_steps[0]),
-            psnr=psnr_db if settings.num_frames is None else clip_psnr_db,
+            psnr=session.psnr,
             fractions=fractions,
         )
-        results = study.results(variants)
-    document = {
-        "schema": 1,
-        "environment": environment(bench),
-        "settings": settings.to_dict(),
-        "prompts": bench.entries,
-        **results,
-    }
-    write_study(store, document, render(document), tables(document), console)
+        found = {"prompts": bench.entries, **study.results(variants)}
+    session.write(found, render, tables)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ Ada with and without MoReg is swept over the scale of its codebook. `--help` lis
 import math
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,9 +20,9 @@ if __package__ in (None, ""):
 from rich.console import Console  # noqa: E402
 
 from benchmark.arguments import Parser  # noqa: E402
-from benchmark.command import passed_on, run_command  # noqa: E402
+from benchmark.command import run_command  # noqa: E402
 from benchmark.errors import BenchmarkError  # noqa: E402
-from benchmark.settings import Settings, read_settings  # noqa: E402
+from benchmark.study import kept_pictures, opened, study_parser, study_settings  # noqa: E402
 
 OUTPUT = ROOT / "benchmark" / "results" / "moreg"
 PASSED_ON = (
@@ -42,30 +41,20 @@ LARGEST_SCALE = 2.0**14
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="moreg_study.py",
-        description="Ada with and without MoReg at equal compute, on fast and on slow clips.",
-        epilog="The other arguments are those of cache_execute.py.",
-        allow_abbrev=False,
+    parser = study_parser(
+        "moreg_study.py",
+        "Ada with and without MoReg at equal compute, on fast and on slow clips.",
+        dict.fromkeys(PASSED_ON),
+        "benchmark/results/moreg",
     )
-    add = parser.add_argument
-    add(
+    parser.set_defaults(output_dir=OUTPUT)
+    parser.add_argument(
         "--moreg_divisor",
         type=float,
         default=1.0,
         metavar="D",
         help="d, which divides the motion, above 0 (1, as published)",
     )
-    add(
-        "--output_dir",
-        type=Path,
-        default=OUTPUT,
-        metavar="DIR",
-        help="new or empty (benchmark/results/moreg)",
-    )
-    add("--resume", action="store_true", help="go on with an interrupted study")
-    for name in PASSED_ON:
-        add(f"--{name}", metavar="X")
     return parser
 
 
@@ -125,13 +114,8 @@ class Study:
             PLAIN: config,
             MOREG: replace(config, moreg=True, moreg_divisor=moreg_divisor),
         }
-        uncached = uncached_row(steps)
-        kept = store.pictures(uncached.key)
-        if kept is None:
-            kept = make(uncached).pictures
-            store.save_pictures(uncached.key, kept)
-        self.reference = kept
-        self.motion = motions(kept)
+        self.reference = kept_pictures(store, uncached_row(steps), make)
+        self.motion = motions(self.reference)
         self.groups = halves(self.motion)
 
     def row(self, name: str, scale: float) -> dict[str, Any]:
@@ -177,66 +161,31 @@ class Study:
         return {"clips": clips, **comparisons(sweeps, self.groups), "sweeps": sweeps}
 
 
-def study_settings(given: Namespace) -> Settings:
-    """The settings of the clips; raises `BenchmarkError` for what is wrong."""
-    if not 0 < given.moreg_divisor < math.inf:
-        raise BenchmarkError(f"--moreg_divisor: must be above 0, got {given.moreg_divisor:g}")
-    arguments = ["--model_type=opensora", f"--output_dir={given.output_dir}"]
-    arguments += ["--resume"] if given.resume else []
-    settings = read_settings([*arguments, *passed_on(given, PASSED_ON)])
-    if settings.num_prompts is not None and settings.num_prompts < 2:
-        raise BenchmarkError("--num_prompts: two halves need at least 2")
-    return settings
-
-
 def run(argv: Sequence[str], console: Console) -> None:
     """Sweep both variants, then write ``results.json`` and ``report.md``."""
     given = make_parser().parse_args(argv)
-    settings = study_settings(given)
+    if not 0 < given.moreg_divisor < math.inf:
+        raise BenchmarkError(f"--moreg_divisor: must be above 0, got {given.moreg_divisor:g}")
+    settings = study_settings(given, PASSED_ON, OUTPUT, "--model_type=opensora")
+    if settings.num_prompts is not None and settings.num_prompts < 2:
+        raise BenchmarkError("--num_prompts: two halves need at least 2")
 
-    from tqdm.auto import tqdm
-
-    from benchmark.cache_execute import run_identity
-    from benchmark.generate import generate_row
-    from benchmark.loading import fingerprint, load_documented, load_prompts
+    from benchmark.loading import load_documented
     from benchmark.moreg_report import render, tables
     from benchmark.plan import method_config
-    from benchmark.report import environment, write_study
-    from benchmark.runner import Workbench, threads
-    from benchmark.store import Store
 
-    store = Store(settings.output_dir)
-    store.check(settings.resume)
     config = method_config("Ada", load_documented(settings), {})
-    load_prompts(settings)
-    console.print(f"Loading {settings.model}")
-    bench = Workbench(settings)
-    identity = run_identity(settings, fingerprint, threads(settings))
-    store.open({**identity, "moreg_divisor": given.moreg_divisor}, settings.resume)
-
-    with tqdm(desc="clips", unit="clip", smoothing=0.05) as bar:
+    divisor = {"moreg_divisor": given.moreg_divisor}
+    with opened(settings, console, divisor, unit="clip") as session:
 
         def make(row: Any) -> Any:
             scale = "" if row.config is None else f" {row.config.rel_l1_thresh:g}"
-            bar.set_postfix_str(row.name + scale)
-            return generate_row(bench.pipe, settings, row, bench.entries, bar.update)
+            return session.make(row, said=row.name + scale)
 
-        study = Study(
-            store,
-            make,
-            steps=settings.num_inference_steps[0],
-            config=config,
-            moreg_divisor=given.moreg_divisor,
-        )
-        results = study.results(bench.entries)
-    document = {
-        "schema": 1,
-        "environment": environment(bench),
-        "settings": settings.to_dict(),
-        "moreg_divisor": given.moreg_divisor,
-        **results,
-    }
-    write_study(store, document, render(document), tables(document), console)
+        steps = settings.num_inference_steps[0]
+        study = Study(session.bench.store, make, steps=steps, config=config, **divisor)
+        found = {**divisor, **study.results(session.bench.entries)}
+    session.write(found, render, tables)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from benchmark.families import FAMILIES  # noqa: E402
 from benchmark.method_names import CORRECTED, METHOD_NAMES, SCHEDULE, SCHEDULES, UNCACHED  # noqa: E402
 from benchmark.peers import available  # noqa: E402
 from benchmark.settings import Settings, read_settings  # noqa: E402
+from benchmark.study import identity_of  # noqa: E402
 
 if TYPE_CHECKING:
     from benchmark.plan import Row
@@ -155,11 +156,7 @@ def searched_rows(settings: Settings, steps: int, tuner: "Tuner", console: Conso
 
 def identity(settings: Settings, given: Namespace) -> dict:
     """What has to be the same for finished rows to be used again; other methods may be added."""
-    from benchmark.cache_execute import run_identity
-    from benchmark.loading import fingerprint
-    from benchmark.runner import threads
-
-    content = run_identity(settings, fingerprint, threads(settings))
+    content = identity_of(settings)
     for name in ("cache_methods", "num_inference_steps", "repetitions", "warmup"):
         del content[name]
     return {**content, **{name: getattr(given, name) for name in TUNING}}

@@ -6,7 +6,6 @@ and with those of float32. `--help` lists the arguments.
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,60 +19,44 @@ if __package__ in (None, ""):
 from rich.console import Console  # noqa: E402
 
 from benchmark.arguments import Parser  # noqa: E402
-from benchmark.command import passed_on, run_command  # noqa: E402
+from benchmark.command import run_command  # noqa: E402
 from benchmark.method_names import UNCACHED  # noqa: E402
-from benchmark.settings import Settings, read_settings  # noqa: E402
+from benchmark.study import opened, study_parser, study_settings  # noqa: E402
 
 OUTPUT = ROOT / "benchmark" / "results" / "precision"
 EXACT = "float32"
-PASSED_ON = (
-    "model_type",
-    "model",
-    "prompts",
-    "judge",
-    "config",
-    "cache_methods",
-    "num_inference_steps",
-    "guidance_scale",
-    "true_cfg_scale",
-    "device",
-    "threads",
-    "split",
-    "num_prompts",
-)
+PASSED_ON = {
+    "model_type": "flux",
+    "model": None,
+    "prompts": None,
+    "judge": None,
+    "config": None,
+    "cache_methods": ["Auto", "Fb+AdaCorrection", "Fb"],
+    "num_inference_steps": None,
+    "guidance_scale": None,
+    "true_cfg_scale": None,
+    "device": None,
+    "threads": None,
+    "split": "development",
+    "num_prompts": "3",
+}
+"""Name -> default."""
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="precision.py",
-        description="Cached and uncached pictures in half precision and in float32.",
-        epilog="The other arguments are those of cache_execute.py; the split is the development "
-        "split by default, of which 3 prompts are taken.",
-        allow_abbrev=False,
+    parser = study_parser(
+        "precision.py",
+        "Cached and uncached pictures in half precision and in float32.",
+        PASSED_ON,
+        "benchmark/results/precision/FAMILY_STEPS",
+        "The split is the development split by default, of which 3 prompts are taken.",
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--half",
         choices=("bfloat16", "float16"),
         default="bfloat16",
         help="half precision type (bfloat16; float16 takes a GPU to be quick)",
     )
-    add(
-        "--output_dir",
-        type=Path,
-        metavar="DIR",
-        help="new or empty (benchmark/results/precision/FAMILY_STEPS)",
-    )
-    add("--resume", action="store_true", help="go on with an interrupted study")
-    defaults = {
-        "model_type": "flux",
-        "split": "development",
-        "num_prompts": "3",
-        "cache_methods": ["Auto", "Fb+AdaCorrection", "Fb"],
-    }
-    for name in PASSED_ON:
-        nargs = "+" if name == "cache_methods" else None
-        add(f"--{name}", metavar="X", nargs=nargs, default=defaults.get(name))
     return parser
 
 
@@ -152,34 +135,16 @@ def render(document: Mapping[str, Any]) -> str:
     )
 
 
-def study_settings(given: Namespace) -> Settings:
-    """The settings in float32; raises `BenchmarkError` for what is wrong."""
-    settings = read_settings(["--output_dir=.", *passed_on(given, PASSED_ON)])
-    steps = settings.num_inference_steps[0]
-    directory = given.output_dir or OUTPUT / f"{settings.model_type}_{steps}"
-    return replace(settings, output_dir=directory, resume=given.resume)
-
-
 def run(argv: Sequence[str], console: Console) -> None:
     """Make all pictures, then write ``results.json`` and ``report.md``."""
     given = make_parser().parse_args(argv)
-    settings = study_settings(given)
+    settings = study_settings(given, PASSED_ON, OUTPUT)
 
-    from tqdm.auto import tqdm
-
-    from benchmark.cache_execute import run_identity
     from benchmark.families import FAMILIES
-    from benchmark.generate import generate_row
-    from benchmark.loading import fingerprint, load_documented, load_prompts
-    from benchmark.metrics import psnr_db
+    from benchmark.loading import load_documented
     from benchmark.plan import comparison_rows
-    from benchmark.report import environment, write_study
-    from benchmark.runner import Workbench, threads
-    from benchmark.store import Store
-    from benchmark.video_metrics import clip_psnr_db
+    from benchmark.runner import Workbench
 
-    store = Store(settings.output_dir)
-    store.check(settings.resume)
     rows = comparison_rows(
         settings.cache_methods,
         settings.num_inference_steps[:1],
@@ -187,31 +152,19 @@ def run(argv: Sequence[str], console: Console) -> None:
         {},
         FAMILIES[settings.model_type].solvers,
     )
-    load_prompts(settings)
-    console.print(f"Loading {settings.model}")
-    dtypes = (EXACT, given.half)
-    benches = {dtype: Workbench(replace(settings, dtype=dtype)) for dtype in dtypes}
-    bench = benches[EXACT]
-    identity = run_identity(settings, fingerprint, threads(settings))
-    store.open({**identity, "half": given.half}, settings.resume)
-
-    with tqdm(desc="pictures", unit="picture", smoothing=0.05) as bar:
+    with opened(settings, console, {"half": given.half}) as session:
+        bench = session.bench
+        benches = {EXACT: bench, given.half: Workbench(replace(settings, dtype=given.half))}
 
         def make(dtype: str, row: Any) -> Any:
-            bar.set_postfix_str(f"{dtype} {row.name}")
-            own = benches[dtype]
-            return generate_row(own.pipe, own.settings, row, own.entries, bar.update)
+            return session.make(row, benches[dtype], said=f"{dtype} {row.name}")
 
-        psnr = psnr_db if settings.num_frames is None else clip_psnr_db
-        results = measure(store, rows, dtypes, make, psnr)
-    document = {
-        "schema": 1,
-        "environment": environment(bench),
-        "settings": {**settings.to_dict(), "dtype": list(dtypes)},
-        "prompts": bench.entries,
-        "results": results,
-    }
-    write_study(store, document, render(document), [table(results)], console)
+        found = {
+            "settings": {**settings.to_dict(), "dtype": list(benches)},
+            "prompts": bench.entries,
+            "results": measure(bench.store, rows, list(benches), make, session.psnr),
+        }
+    session.write(found, render, lambda document: [table(document["results"])])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -85,7 +85,7 @@ class OutputForecast:
         weights = self._weights(history, step)
         self.compensation.reused(history, step, weights)
         line, (p, q) = self._line(history, weights), step.velocity
-        return self._combined(line, given, history.channels, (1 / p, -q / p)).to(dtype)
+        return self._combine_(line, given, history.channels, (1 / p, -q / p)).to(dtype)
 
     def refresh(
         self,
@@ -115,18 +115,16 @@ class OutputForecast:
     def _velocity(self, output: Tensor, given: Tensor, channels: int, step: Step) -> Tensor:
         """A float32 copy of the output, turned into what forecasts are lines of."""
         copy = output.detach().to(torch.float32, copy=True)
-        return self._combined(copy, given, channels, step.velocity)
+        return self._combine_(copy, given, channels, step.velocity)
 
-    def _combined(
+    def _combine_(
         self, output: Tensor, given: Tensor, channels: int, weights: tuple[float, float]
     ) -> Tensor:
-        """``p * output + q * given`` in what the sampler follows; the output itself where q = 0."""
-        if weights == RAW_OUTPUT:
-            return output
+        """The output, in place ``p * output + q * given`` in what the sampler follows."""
         p, q = weights
-        combined = output.clone()
-        self.followed(combined, channels).mul_(p).add_(given.detach().float(), alpha=q)
-        return combined
+        if weights != RAW_OUTPUT:
+            self.followed(output, channels).mul_(p).add_(given.detach().float(), alpha=q)
+        return output
 
     def _store(self, history: Outputs, output: Tensor, fresh: Tensor, step: Step) -> Tensor:
         result = self.compensation.refreshed(history, output, fresh, step)
@@ -152,5 +150,6 @@ class OutputForecast:
 
     @staticmethod
     def _line(history: Outputs, weights: tuple[Tensor | float, Tensor | float]) -> Tensor:
+        """A tensor of its own."""
         a0, a1 = weights
-        return history.v0 if history.v1 is None else a0 * history.v0 + a1 * history.v1
+        return history.v0.clone() if history.v1 is None else a0 * history.v0 + a1 * history.v1

@@ -1,21 +1,18 @@
 """Trains the judge of clips on raw and on reconstructed clips."""
 
-import math
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
-from tqdm.auto import tqdm
 
 from benchmark.small.autoencoder import decode_latents, encode_pictures
 from benchmark.small.checkpoints import load_state, save_atomic
 from benchmark.small.clip_judge import ClipJudge
 from benchmark.small.clips import render_clips
 from benchmark.small.judge import Judge, label_accuracy
+from benchmark.small.judge_training import Examples, fit_judge
 from benchmark.small.motion import CHOICES, sample_labels
 from benchmark.small.splits import held_back_motions
-from benchmark.small.text import label_loss
 
 
 def train_clip_judge(
@@ -29,9 +26,7 @@ def train_clip_judge(
 ) -> ClipJudge:
     """Trains the judge on the CPU, or loads the finished one from `work_dir/clip_judge.pt`.
 
-    Its convolutions start as the picture judge's. Three quarters of a batch are fresh raw clips,
-    the rest reconstructions by the autoencoder (of slightly disturbed latents); all of them get
-    slight noise.
+    Its convolutions start as the picture judge's.
     """
     torch.manual_seed(seed)
     judge, checkpoint = ClipJudge(**picture_judge.config), work_dir / "clip_judge.pt"
@@ -40,30 +35,15 @@ def train_clip_judge(
         return judge.eval().requires_grad_(False)
     judge.start_from(picture_judge)
     held_back = held_back_motions()
+
+    def draw(number: int, generator: torch.Generator) -> Examples:
+        labels = sample_labels(number, generator, exclude=held_back)
+        return render_clips(labels, generator), labels
+
     generator = torch.Generator().manual_seed(seed)
-    decoded_labels = sample_labels(reconstructions, generator, exclude=held_back)
-    decoded = reconstruct(vae, render_clips(decoded_labels, generator), generator)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    progress = tqdm(range(steps), desc="clip judge")
-    for step in progress:
-        raw_labels = sample_labels(batch_size * 3 // 4, generator, exclude=held_back)
-        raw = render_clips(raw_labels, generator)
-        chosen = torch.randint(len(decoded), (batch_size - len(raw),), generator=generator)
-        clips = torch.cat([raw, decoded[chosen].float()])
-        labels = torch.cat([raw_labels, decoded_labels[chosen]])
-        strength = 0.05 * torch.rand(len(clips), 1, 1, 1, 1, generator=generator)
-        clips = clips + strength * torch.randn(clips.shape, generator=generator)
-        loss = label_loss(judge.logits(clips), labels, CHOICES)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-    if not math.isfinite(loss.item()):
-        raise RuntimeError("the clip judge's training diverged")
+    clips, labels = draw(reconstructions, generator)
+    decoded = reconstruct(vae, clips, generator), labels
+    fit_judge(judge, draw, decoded, CHOICES, steps, batch_size, generator)
     save_atomic(judge.state_dict(), checkpoint)
     return judge.eval().requires_grad_(False)
 

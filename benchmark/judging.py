@@ -1,7 +1,7 @@
 """What each small classifier understands, and the real pictures that its distance is to."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,14 +30,13 @@ class Judging:
     """What those are, for reports."""
 
 
-def scenes() -> Judging:
-    """Pictures of one or two objects, by prompts."""
+def _pictures(draw: Callable[..., tuple["Tensor", "Tensor"]], what: str) -> Judging:
+    """Pictures by prompts; ``draw(number, generator)`` gives real ones and their labels."""
     from benchmark.small.judge import Judge
-    from benchmark.small.pictures import render
-    from benchmark.small.scenes import parse_prompt, sample_labels
+    from benchmark.small.scenes import parse_prompt
 
     def real(generator: "Generator") -> Iterator["Tensor"]:
-        yield render(sample_labels(REAL_PICTURES, generator), generator)
+        yield draw(REAL_PICTURES, generator)[0]
 
     return Judging(
         judge_class=Judge,
@@ -45,45 +44,35 @@ def scenes() -> Judging:
         check_texts=lambda texts: [parse_prompt(text) for text in texts],
         accuracy=Judge.prompt_accuracy,
         real=real,
-        real_text=f"{REAL_PICTURES} rendered pictures of random prompts",
+        real_text=f"{REAL_PICTURES} rendered pictures of {what}",
     )
+
+
+def scenes() -> Judging:
+    """Pictures of one or two objects, by prompts."""
+    from benchmark.small.pictures import render
+    from benchmark.small.scenes import sample_labels
+
+    def draw(number: int, generator: "Generator") -> tuple["Tensor", "Tensor"]:
+        labels = sample_labels(number, generator)
+        return render(labels, generator), labels
+
+    return _pictures(draw, "random prompts")
 
 
 def single_objects() -> Judging:
     """Pictures of one object, by prompts."""
-    from benchmark.small.judge import Judge
     from benchmark.small.pixart import draw_pictures
-    from benchmark.small.scenes import parse_prompt
 
-    def real(generator: "Generator") -> Iterator["Tensor"]:
-        yield draw_pictures(REAL_PICTURES, generator)[0]
-
-    return Judging(
-        judge_class=Judge,
-        shape=(3, 64, 64),
-        check_texts=lambda texts: [parse_prompt(text) for text in texts],
-        accuracy=Judge.prompt_accuracy,
-        real=real,
-        real_text=f"{REAL_PICTURES} rendered pictures of one object",
-    )
+    return _pictures(draw_pictures, "one object")
 
 
 def classes() -> Judging:
     """Pictures of one object before a plain background, by class names."""
     from benchmark.small.dit import accuracy, class_labels, draw_pictures
-    from benchmark.small.judge import Judge
 
-    def real(generator: "Generator") -> Iterator["Tensor"]:
-        yield draw_pictures(REAL_PICTURES, generator)[0]
-
-    return Judging(
-        judge_class=Judge,
-        shape=(3, 64, 64),
-        check_texts=class_labels,
-        accuracy=accuracy,
-        real=real,
-        real_text=f"{REAL_PICTURES} rendered pictures of one object before a plain background",
-    )
+    judging = _pictures(draw_pictures, "one object before a plain background")
+    return replace(judging, check_texts=class_labels, accuracy=accuracy)
 
 
 def clips() -> Judging:

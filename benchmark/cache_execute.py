@@ -93,7 +93,7 @@ def lead(settings: Settings, console: Console, engine_config: Any) -> None:
 def run_identity(settings: Settings, fingerprint, threads: int) -> dict:
     """What has to be the same for finished rows to be used again."""
     identity = settings.to_dict()
-    for name in ("output_dir", "resume", "workers"):
+    for name in ("resume", "workers"):
         del identity[name]
     model = Path(settings.model).expanduser()
     identity["threads"] = threads

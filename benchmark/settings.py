@@ -31,7 +31,6 @@ PATHS = (
     "config",
     "inception_weights",
     "lpips_weights",
-    "output_dir",
 )
 
 
@@ -74,8 +73,9 @@ class Settings:
     """Of a clip; None for families of pictures."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For the results; paths inside the repository are relative to it."""
-        content = {**asdict(self), "output_dir": str(self.output_dir)}
+        """For the results, wherever they lie; paths inside the repository are relative to it."""
+        content = asdict(self)
+        del content["output_dir"]
         for name in PATHS:
             content[name] = content[name] and _relative(content[name])
         return content

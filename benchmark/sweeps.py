@@ -141,12 +141,14 @@ _DIT: Sweeps = {
 _OPENSORA: Sweeps = {
     30: {
         "Fb": _over("rel_l1_thresh", 0.1, 0.18, 0.28, 0.4),
-        "Fb" + CORRECTED: _corrected((0.4, 0.003), (0.4, 0.012), (0.4, 0.05), (0.4, 0.2)),
+        "Fb" + CORRECTED: _corrected(
+            (0.4, 0.003), (0.4, 0.012), (0.4, 0.05), (0.4, 0.2), (0.8, 0.03), (0.8, 0.1)
+        ),
         "Tea": _over("rel_l1_thresh", 0.07, 0.1, 0.15, 0.23),
         "Tea" + CORRECTED: _corrected((0.23, 0.003), (0.23, 0.01), (0.23, 0.04), (0.23, 0.15)),
         "Fast": _over("rel_l1_thresh", 0.035, 0.055, 0.09, 0.14),
         "Fast" + CORRECTED: _corrected((0.14, 0.003), (0.14, 0.01), (0.14, 0.04), (0.14, 0.15)),
-        "Ada": _over("rel_l1_thresh", 0.25, 0.35, 0.6, 1.6),
+        "Ada": _over("rel_l1_thresh", 0.17, 0.25, 0.35, 0.6, 1.6),
         "Ada" + CORRECTED: _corrected((1.6, 0.003), (1.6, 0.01), (1.6, 0.04), (1.6, 0.15)),
         "Auto": _over("adacorr_tolerance", 0.003, 0.006, 0.015, 0.04, 0.12),
     },
@@ -157,7 +159,7 @@ _OPENSORA: Sweeps = {
         "Tea" + CORRECTED: _corrected((0.13, 0.001), (0.13, 0.003), (0.13, 0.01), (0.13, 0.04)),
         "Fast": _over("rel_l1_thresh", 0.02, 0.03, 0.05, 0.09),
         "Fast" + CORRECTED: _corrected((0.09, 0.001), (0.09, 0.003), (0.09, 0.01), (0.09, 0.04)),
-        "Ada": _over("rel_l1_thresh", 0.15, 0.22, 0.35, 0.8),
+        "Ada": _over("rel_l1_thresh", 0.1, 0.15, 0.22, 0.35, 0.8),
         "Ada" + CORRECTED: _corrected((0.8, 0.001), (0.8, 0.003), (0.8, 0.01), (0.8, 0.04)),
         "Auto": _over("adacorr_tolerance", 0.0008, 0.0018, 0.004, 0.01, 0.03),
     },

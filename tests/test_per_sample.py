@@ -17,6 +17,7 @@ from xfuser_adacorr import (
     cache_summary,
     disable_cache,
     enable_cache,
+    load_config,
     register_family,
     reset_cache,
 )
@@ -435,16 +436,16 @@ def test_the_verbs_take_the_option(tmp_path):
     disable_cache(model)
     apply_cache_on_transformer(model, use_cache="Auto", per_sample=True)
     assert engine_of(model).config == PER_SAMPLE
+    file = tmp_path / "flux.yaml"
+    file.write_text("family: flux\nmethods:\n  Auto: {per_sample: true}\n")
+    assert load_config(file) == PER_SAMPLE
 
 
-def test_a_family_that_does_not_describe_its_rows_is_refused():
-    family = registry.family_named("flux")
-    try:
-        register_family(replace(family, batch_arguments=()))
-        with pytest.raises(ValueError, match="per_sample must be False for family 'flux'"):
-            enable_cache(make_tiny_flux(), PER_SAMPLE)
-    finally:
-        register_family(family)
+def test_a_family_that_does_not_describe_its_rows_is_refused(own_registry):
+    family = own_registry.family_named("flux")
+    register_family(replace(family, batch_arguments=()))
+    with pytest.raises(ValueError, match="per_sample must be False for family 'flux'"):
+        enable_cache(make_tiny_flux(), PER_SAMPLE)
     with pytest.raises(ValueError, match="batch_arguments of family 'flux' must contain"):
         replace(family, batch_arguments=("timestep",))
 

@@ -230,12 +230,12 @@ class CacheEngine:
         call = self.blocks.call(index, original, args, kwargs)
         if call.is_first:
             self._decide(active, call)
-        state, record = active.branch.method_state, active.record
+        branch, record = active.branch, active.record
+        state = branch.method_state
         if self.forecasts and not record.refreshed:
             out = call.streams  # the forecast replaces the output
         elif self.literal:
             fresh = self.method.run_block(state, call, None) if record.refreshed else call.run()
-            branch = active.branch
             out = branch.correction.blend_block(branch.correction_state, call, fresh, record)
         else:
             out = self.method.run_block(state, call, active.verdict)

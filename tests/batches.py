@@ -201,5 +201,19 @@ CASES = [
         guidance="batched",
         arguments=("x", "timestep"),
     ),
+    family_case(
+        "opensora2",
+        "opensora2",
+        SCHEDULERS["flow-euler"],
+        {
+            "txt": scaled(seeded(6, 3, TEXT, 12)),
+            "y_vec": scaled(seeded(7, 3, 6)),
+            "img_ids": seeded(8, 1, 12, 3).expand(3, -1, -1),
+            "txt_ids": torch.zeros(3, TEXT, 3),
+        },
+        {},
+        arguments=("img", "timesteps"),
+        full_timestep=1.0,
+    ),
 ]
 BY_CASE = {case.name: case for case in CASES}

@@ -121,7 +121,7 @@ def test_a_replay_keeps_outputs_in_float32_and_latents_in_their_type():
     config = CacheConfig(use_cache="Auto", adacorr_gamma=0.0)
     enable_cache(loop.transformer, config, scheduler=loop.scheduler)
     loop.run(stop_after=6)
-    record = engine_of(loop.transformer).correction.compensation.record
+    record = engine_of(loop.transformer).corrections[0].compensation.record
     assert record.v0.output.dtype == torch.float32
     assert record.latents.dtype == torch.bfloat16
 

@@ -168,7 +168,7 @@ def test_first_traces_can_still_be_read(tmp_path):
     [
         ("junk", "bad.json"),
         ("[]", "not a trace of a cache"),
-        ('{"schema": 3, "calls": []}', "schema must be at most 2, got 3"),
+        ('{"schema": 4, "calls": []}', "schema must be at most 3, got 4"),
         ('{"schema": 2, "method": "Fb"}', "not a trace of a cache"),
         ('{"schema": 2, "method": "Fb", "calls": [{"step": 1}]}', "not a trace of a cache"),
     ],

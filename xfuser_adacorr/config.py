@@ -105,6 +105,9 @@ class CacheConfig:
     target_psnr: float | None = None
     """PSNR in dB against the uncached picture to be expected, > 0, in place of
     ``adacorr_tolerance``; needs a calibration of the model (`scripts/calibrate_targets.py`)."""
+    per_sample: bool = False
+    """Auto: each sample of a batch is refreshed when it needs it, those of a call together in a
+    smaller batch; otherwise one decision holds for the whole batch."""
 
     def __post_init__(self) -> None:
         if self.use_cache not in (*METHODS, *PLANNED_METHODS):
@@ -141,6 +144,7 @@ class CacheConfig:
         self._check_schedule()
         self._check_replay()
         self._check_targets()
+        self._check_per_sample()
 
     def _check_ada(self) -> None:
         _check_flag("moreg", self.moreg)
@@ -235,6 +239,14 @@ class CacheConfig:
             raise ValueError(f"{name} must be {accepted[name][0]}, got {value!r}")
         if self.adacorr_gamma == 0:
             raise ValueError(f"adacorr_gamma must be above 0 with {name}: at 0 nothing is steered")
+
+    def _check_per_sample(self) -> None:
+        _check_flag("per_sample", self.per_sample)
+        if self.per_sample and (self.use_cache != "Auto" or self.adacorr_mode != "adaptive"):
+            raise ValueError(
+                "per_sample is an option of Auto in adaptive mode, which decides before the "
+                f"transformer is entered, not of {self.name} in {self.adacorr_mode} mode"
+            )
 
     @property
     def compute_target(self) -> float | None:

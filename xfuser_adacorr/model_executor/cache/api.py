@@ -15,6 +15,7 @@ from .diffusers_adapters.registry import find_family
 from .engine import CacheEngine, engine_of
 from .intercept import handler_of
 from .methods.replay import recorded_config, trace_of
+from .per_sample import PerSampleEngine
 from .samplers import check_sampler, unwrapped
 from .xfuser_adapters.pipefusion import PipelineStage, StageClock
 from .xfuser_adapters.scope import check_config, find_scope, find_stage
@@ -53,6 +54,8 @@ def _clock_for(
             f"scheduler must have timesteps and a config, as diffusers' schedulers do; "
             f"got {type(current).__name__}"
         )
+    if config.per_sample and current is not get_stepper():
+        raise ValueError("per_sample must be False under xfuser's wrappers of the scheduler")
     if config.forecasts_output:
         check_sampler(current)
     return SchedulerClock(get_stepper) if stage is None else StageClock(get_stepper, stage)
@@ -97,7 +100,8 @@ def enable_cache(
 
     Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes,
     schedulers that AdaCorrection cannot correct under, calibrations of another model or traces that
-    cannot be replayed, and if a cache is already enabled; `TypeError` for wrong types;
+    cannot be replayed, ``per_sample`` where samples cannot be told apart, and if a cache is already
+    enabled; `TypeError` for wrong types;
     `FileNotFoundError` for files that are not there.
     """
     if isinstance(config, str):
@@ -118,7 +122,8 @@ def enable_cache(
         config = recorded_config(trace, config.num_steps)
         check_config(config, decision_scope, stage)
     clock = _clock_for(x, scheduler, config, stage)
-    CacheEngine(transformer, family, config, clock, decision_scope, stage, trace).install()
+    engine = PerSampleEngine if config.per_sample else CacheEngine
+    engine(transformer, family, config, clock, decision_scope, stage, trace).install()
     return x
 
 
@@ -161,6 +166,7 @@ def apply_cache_on_transformer(
     adacorr_lambda: float = 1.0,
     adacorr_tolerance: float | None = None,
     adacorr_mode: str = "adaptive",
+    per_sample: bool = False,
     scheduler: Any = None,
     scope: DecisionScope | None = None,
     check_ranks: bool = False,
@@ -193,6 +199,7 @@ def apply_cache_on_transformer(
         adacorr_lambda=adacorr_lambda,
         adacorr_tolerance=adacorr_tolerance,
         adacorr_mode=adacorr_mode,
+        per_sample=per_sample,
     )
     return enable_cache(
         transformer, config, scheduler=scheduler, scope=scope, check_ranks=check_ranks

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .clock import Step
 
-TRACE_SCHEMA = 2
-"""1 had no ``config``, so that its decisions can be read but not replayed."""
+TRACE_SCHEMA = 3
+"""1 had no ``config``, so that its decisions can be read but not replayed; 2 had no ``sample``."""
 
 
 @dataclass(slots=True)
@@ -50,6 +50,8 @@ class CallRecord:
     """Per-block methods: the blocks executed; None: all or none."""
     kept_tokens: int | None = None
     """Fast with static tokens: the tokens sent through the blocks; None: all or none."""
+    sample: int | None = None
+    """Index in the batch where samples are decided one by one; None: decided for all of it."""
 
 
 @dataclass(slots=True)
@@ -110,11 +112,13 @@ class CacheSummary:
     num_steps: int
     """Sampling steps seen."""
     computed_steps: int
-    """Transformer calls computed in full (over all branches)."""
+    """Transformer calls computed in full (over all branches, and over samples that are decided one
+    by one)."""
     reused_steps: int
-    """Transformer calls answered, at least partly, from the cache."""
+    """Transformer calls answered, at least partly, from the cache; counted alike."""
     compute_fraction: float
-    """FLOPs of the executed blocks over FLOPs of all blocks; 1 before the first call."""
+    """FLOPs of the executed blocks over FLOPs of all blocks; 1 before the first call. Of samples
+    that are decided one by one: rows computed over all rows."""
     cache_memory_bytes: int
     """Most bytes of tensors that the cache held at once, over all branches."""
     trace: Trace
@@ -126,16 +130,30 @@ class CacheSummary:
     def hit_rate(self) -> float:
         return 1.0 - self.compute_fraction
 
+    @property
+    def compute_by_sample(self) -> dict[int, float]:
+        """Compute fraction of each sample; empty if they were decided together."""
+        fractions: dict[int, list[float]] = {}
+        for call in self.trace.calls:
+            if call.sample is not None:
+                fractions.setdefault(call.sample, []).append(call.compute_fraction)
+        return {sample: sum(own) / len(own) for sample, own in fractions.items()}
+
 
 @dataclass(slots=True)
 class Branch:
-    """One branch (``cond``, ``uncond``) of one generation."""
+    """One branch (``cond``, ``uncond``) of one generation, or of one sample of it."""
 
     name: str
     layout: tuple
-    """Shape, dtype and device of the latents; another layout is another generation."""
+    """Shape, dtype and device of the latents of the whole batch; another layout is another
+    generation."""
     method_state: Any
+    correction: Any
+    """What corrects it, None without; all branches of a sample share one."""
     correction_state: Any
+    sample: int | None = None
+    """`CallRecord.sample`."""
     calls: int = 0
     last_step: Step | None = None
     full_flops: int = 0
@@ -148,7 +166,8 @@ class Generation:
     """Everything that is forgotten when the next generation begins."""
 
     trace: Trace
-    branches: dict[str, Branch] = field(default_factory=dict)
+    branches: dict[tuple[str, int | None], Branch] = field(default_factory=dict)
+    """By name and sample."""
     passed_on: dict[str, Tensor] = field(default_factory=dict)
     """Pipeline stages: the streams beside the output stream, as last computed."""
     peak_bytes: int = 0

@@ -1,10 +1,12 @@
-"""One transformer call while it runs, and why it is refreshed or reused."""
+"""One transformer call while it runs, why it is refreshed or reused, and the record of that."""
 
+import zlib
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.core.distributed import DecisionScope
 
 from .clock import Step
 from .context import Branch, CallRecord
@@ -18,7 +20,7 @@ by one."""
 
 @dataclass(slots=True)
 class ActiveCall:
-    """One transformer call while it runs."""
+    """One transformer call while it runs, or one sample's part of it."""
 
     latents: Tensor
     """As tokens ``[B, N, C]``."""
@@ -67,3 +69,36 @@ def reason_for(
         return "offset"
     forced = correction.forced(call.step) if correction is not None else None
     return forced or "reuse"
+
+
+def record_of(call: ActiveCall, verdict: Verdict | None, reason: str) -> CallRecord:
+    """What the trace says of a call that is decided."""
+    branch, step, score, refreshed = call.branch, call.step, call.score, reason != "reuse"
+    record = CallRecord(
+        branch.name, step.index, step.sigma, refreshed, reason, sample=branch.sample
+    )
+    if verdict is not None:
+        record.base_signal = verdict.signal
+        if not refreshed:
+            record.run_blocks, record.kept_tokens = verdict.run_blocks, verdict.kept_tokens
+    if score is not None:
+        record.weight = score.weight
+        record.temporal, record.spatial = score.drift.temporal, score.drift.spatial
+        record.expected_offset = score.expected_offset
+        record.expected_error, record.tolerance = score.accumulated_error, score.tolerance
+    return record
+
+
+def check_ranks(scope: DecisionScope, call: ActiveCall, verdict: Verdict | None) -> None:
+    """Raise on all ranks if one decided differently, before anything can hang."""
+    if not scope.check_ranks:
+        return
+    record, blocks = call.record, verdict.run_blocks if verdict is not None else None
+    decision = (call.branch.calls, record.step_index, record.reason, blocks)
+    scope.check(
+        record.step_index,
+        record.refreshed,
+        zlib.crc32(repr(decision).encode()),
+        (record.base_signal, record.weight, record.temporal),
+        call.latents.device,
+    )

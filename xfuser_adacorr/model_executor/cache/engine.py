@@ -1,6 +1,5 @@
 """Runs a transformer under a cache: one decision a call, then blocks run or are replaced."""
 
-import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -14,9 +13,10 @@ from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS, DecisionScope, Ran
 
 from .blocks import BlockRunner, bind_arguments, sample_of
 from .clock import SchedulerClock, TimestepClock
-from .context import Branch, CacheSummary, CallRecord, Generation, Trace, layout_of
+from .context import Branch, CacheSummary, Generation, Trace, layout_of
 from .correction import make_correction
-from .decision import ActiveCall, reason_for
+from .correction.compensation import Compensation
+from .decision import ActiveCall, check_ranks, reason_for, record_of
 from .diffusers_adapters.registry import ModelFamily, Streams, config_of
 from .intercept import InterceptedCall, handler_of, intercept, release
 from .methods import REPLAY, make_method
@@ -68,8 +68,9 @@ class CacheEngine:
         """Place in a pipeline of stages; None: this rank runs all blocks."""
         self.method = make_method(config, family, transformer, replayed)
         self.method.max_sums = MAX_REDUCED_SUMS if scope.is_parallel else None
-        self.correction = None
-        """Made for every generation, since the pipeline's scheduler may change."""
+        self.corrections: list[Any] = []
+        """Made for every generation, since the pipeline's scheduler may change: one for the whole
+        batch, or one a sample."""
         self.forecasts = config.forecasts_output
         self.led = stage is not None and (self.forecasts or config.use_cache in FOLLOWED_METHODS)
         """The first pipeline stage decides for all."""
@@ -122,17 +123,17 @@ class CacheEngine:
         """End the generation: forget all tensors, keep its trace for `summary`."""
         if self.generation is None:
             return
-        for branch in self.generation.branches.values():
-            # Ranks may leave a generation at different times, so nothing is reduced here.
-            local = self.scope.latents_are_split
-            if self.correction is not None and branch.correction_state.unread and not local:
-                found = self.scope.read([], branch.correction_state.unread)
-                self.correction.learn(branch.correction_state, found)
+        # Ranks may leave a generation at different times, so nothing is reduced here.
+        if not self.scope.latents_are_split:
+            branches = [b for b in self.generation.branches.values() if b.correction is not None]
+            unread = {i: branch.correction_state.unread for i, branch in enumerate(branches)}
+            for i, found in self.scope.read_groups(unread, reduced=()).items():
+                self._learn(branches[i], found)
         self._close()
 
     def _close(self) -> None:
-        if self.forecasts and self.correction is not None:
-            self.correction.compensation.release()
+        for correction in self.corrections if self.forecasts else []:
+            correction.compensation.release()
         if self.generation is not None:
             self.generation.forget()
             self.finished, self.generation = self.generation, None
@@ -145,43 +146,49 @@ class CacheEngine:
     def _begin_generation(self) -> None:
         self.reset()
         self.generation = Generation(self._new_trace())
-        channels = None
-        if self.stage is not None:
-            channels = config_of(self.transformer)["in_channels"]
-        self.correction = make_correction(
+        self.corrections = self._new_corrections()
+        self.method.begin_generation(self.clock)
+
+    def _new_corrections(self) -> list[Any]:
+        return [self._new_correction()]
+
+    def _new_correction(self, compensation: Compensation | None = None) -> Any:
+        in_stage = self.stage is not None
+        return make_correction(
             self.config,
             self.family,
             self.clock,
             scope=self.scope,
+            compensation=compensation,
             measures=self.measures,
             calibration=self.calibration,
             stage=self.stage,
-            latent_channels=channels,
+            latent_channels=config_of(self.transformer)["in_channels"] if in_stage else None,
         )
-        self.method.begin_generation(self.clock)
 
     def _new_trace(self) -> Trace:
         return Trace(self.name, config=self.config.to_dict())
 
-    def _branch(self, latents: Tensor) -> Branch:
-        """The state of this call's branch, new where none can be continued."""
-        layout, name = layout_of(latents), self._branch_name()
-        branch = self.generation and self.generation.branches.get(name)
-        changed = branch is not None and branch.layout != layout
+    def _branches(self, latents: Tensor) -> list[Branch]:
+        """The states of this call's branch (of each sample), empty where none can be continued."""
+        layout, name, known = layout_of(latents), self._branch_name(), []
+        if self.generation is not None:
+            known = [b for b in self.generation.branches.values() if b.name == name]
+        changed = any(branch.layout != layout for branch in known)
         if self.clock.run_began() or self.generation is None or changed:
             self._begin_generation()
-            branch = None
-        return branch or self._new_branch(layout)
+            known = []
+        return known
 
     def _branch_name(self) -> str:
         return self.context_name + (self.stage.patch if self.stage is not None else "")
 
-    def _new_branch(self, layout: tuple) -> Branch:
-        correction_state = self.correction.new_state() if self.correction else None
-        name = self._branch_name()
-        method_state = self.method.new_branch_state(name)
-        branch = Branch(name, layout, method_state, correction_state)
-        self.generation.branches[branch.name] = branch
+    def _new_branch(self, layout: tuple, sample: int | None = None) -> Branch:
+        name, correction = self._branch_name(), self.corrections[sample or 0]
+        history = correction.new_state() if correction else None
+        state = self.method.new_branch_state(name)
+        branch = Branch(name, layout, state, correction, history, sample)
+        self.generation.branches[name, sample] = branch
         return branch
 
     # -- one call --------------------------------------------------------------------------------
@@ -189,22 +196,31 @@ class CacheEngine:
     def run_transformer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call of the transformer; an exception leaves no state behind."""
         arguments = bind_arguments(self.transformer, args, kwargs)
-        given = arguments[self.family.latents]
-        latents = self.family.latent_tokens(given)
-        timestep = torch.as_tensor(arguments[self.family.timestep])
         self.blocks.executed_flops = 0
         try:
-            call = self.active = ActiveCall(latents, given, timestep, self._branch(given))
-            if self.decides_outside:
-                self._decide(call, None)
-            answered = self.decides_outside and not call.record.refreshed
-            output = None if answered else original(*args, **kwargs)
-            return self._finish(call, output, arguments.get("return_dict", True))
+            return self._answer(partial(original, *args, **kwargs), original, arguments)
         except BaseException:
             self._close()
             raise
         finally:
             self.active = None
+
+    def _answer(
+        self, whole: Callable[[], Any], original: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        """What the call returns; ``whole()`` runs it as it was made."""
+        given = arguments[self.family.latents]
+        timestep = torch.as_tensor(arguments[self.family.timestep])
+        branch, *_ = self._branches(given) or [self._new_branch(layout_of(given))]
+        call = self.active = self._new_call(given, timestep, branch)
+        if self.decides_outside:
+            self._decide(call, None)
+        answered = self.decides_outside and not call.record.refreshed
+        output = None if answered else whole()
+        return self._finish(call, output, arguments.get("return_dict", True))
+
+    def _new_call(self, given: Tensor, timestep: Tensor, branch: Branch) -> ActiveCall:
+        return ActiveCall(self.family.latent_tokens(given), given, timestep, branch)
 
     def run_block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call of a block within a call of the transformer."""
@@ -214,12 +230,13 @@ class CacheEngine:
         call = self.blocks.call(index, original, args, kwargs)
         if call.is_first:
             self._decide(active, call)
-        state, record = active.branch.method_state, active.record
+        branch, record = active.branch, active.record
+        state = branch.method_state
         if self.forecasts and not record.refreshed:
             out = call.streams  # the forecast replaces the output
         elif self.literal:
             fresh = self.method.run_block(state, call, None) if record.refreshed else call.run()
-            out = self.correction.blend_block(active.branch.correction_state, call, fresh, record)
+            out = branch.correction.blend_block(branch.correction_state, call, fresh, record)
         else:
             out = self.method.run_block(state, call, active.verdict)
         if self.led and call.is_last and not self.stage.is_last:
@@ -240,46 +257,62 @@ class CacheEngine:
 
     def _decide(self, call: ActiveCall, block_call: BlockCall | None) -> None:
         """Read everything the decision needs at once, then refresh or reuse."""
-        history, last = call.branch.correction_state, call.branch.last_step
-        signal = Signal()
+        branch, signal = call.branch, Signal()
         if block_call is not None:
-            signal = self.method.probe(call.branch.method_state, block_call)
-        unread = self.correction.unread(history) if self.correction else []
-        drift = self.correction.drift_sums(history, call.latents) if self.forecasts else []
-        timestep = []
-        if self.clock.needs_timestep:
-            # In float32: half precision would round the quotient once more.
-            timestep = [call.timestep.flatten()[0].float() / self.family.full_noise_timestep]
+            signal = self.method.probe(branch.method_state, block_call)
         # Inside the stack a rank sees its own tokens; the latents outside of it may be whole.
         read = self.scope.read_groups(
             {
-                "found": unread,
-                "drift": drift,
+                **self._measured(call),
                 "sums": signal.sums,
                 "local": signal.local,
-                "time": timestep,
+                "time": self._timestep(call.timestep),
             },
             reduced=("found", "drift", "sums") if self.scope.latents_are_split else ("sums",),
         )
-        found, drifted, sums, local = (read[name] for name in ("found", "drift", "sums", "local"))
         time = next(iter(read["time"]), None)
-        if found:
-            self.correction.learn(history, found)
-        call.step = self.clock.locate(call.branch.calls, time, last)
-        if last is not None and not self.clock.continues(last, call.step):
+        self._learn(branch, read["found"])
+        call.step = self.clock.locate(branch.calls, time, branch.last_step)
+        if branch.last_step is not None and not self.clock.continues(branch.last_step, call.step):
             self._restart(call, block_call, time)
-        self.method.begin_call(call.branch.method_state, call.step)
-        verdict = None
-        if call.branch.calls > 0 and not self.follows:
-            verdict = self.method.verdict(call.branch.method_state, sums, local)
-            if drifted:
-                call.score = self.correction.score(history, drifted, call.step)
         try:
-            self._record(call, self.stage.receive() if self.follows else verdict)
+            self._judge(call, read["drift"], read["sums"], read["local"])
         except RankMismatchError as error:
             if self.led:
                 self.stage.pass_on_failure(str(error), block_call.streams, self.family)
             raise
+
+    def _measured(self, call: ActiveCall) -> dict[str, list[Tensor]]:
+        """Scalars of the correction: what its last refresh found, and the drift since then."""
+        correction, history = call.branch.correction, call.branch.correction_state
+        return {
+            "found": correction.unread(history) if correction else [],
+            "drift": correction.drift_sums(history, call.latents) if self.forecasts else [],
+        }
+
+    def _timestep(self, timestep: Tensor) -> list[Tensor]:
+        """The noise level, where the clock has to be told; half precision would round it again."""
+        if not self.clock.needs_timestep:
+            return []
+        return [timestep.flatten()[0].float() / self.family.full_noise_timestep]
+
+    @staticmethod
+    def _learn(branch: Branch, found: list[float]) -> None:
+        if found:
+            branch.correction.learn(branch.correction_state, found)
+
+    def _judge(
+        self, call: ActiveCall, drifted: list[float], sums: list[float], local: list[float]
+    ) -> None:
+        """Refresh or reuse a call that has its place, by what was read of it."""
+        branch = call.branch
+        self.method.begin_call(branch.method_state, call.step)
+        verdict = None
+        if branch.calls > 0 and not self.follows:
+            verdict = self.method.verdict(branch.method_state, sums, local)
+            if drifted:
+                call.score = branch.correction.score(branch.correction_state, drifted, call.step)
+        self._record(call, self.stage.receive() if self.follows else verdict)
 
     def _restart(self, call: ActiveCall, block_call: BlockCall | None, time: float | None) -> None:
         """A new run began unannounced: nothing of the old one may be used."""
@@ -297,42 +330,19 @@ class CacheEngine:
     def _reason(self, call: ActiveCall, verdict: Verdict | None) -> str:
         if self.follows:
             return "stage" if verdict is None else "reuse"
-        corrected_by = self.correction if self.measures else None
+        corrected_by = call.branch.correction if self.measures else None
         return reason_for(call, verdict, self.config, self.method, corrected_by)
 
     def _record(self, call: ActiveCall, verdict: Verdict | None) -> None:
         """Note the decision in the trace, and tell the base method."""
-        step, score, reason = call.step, call.score, self._reason(call, verdict)
-        record = CallRecord(call.branch.name, step.index, step.sigma, reason != "reuse", reason)
-        if verdict is not None:
-            record.base_signal = verdict.signal
-        if score is not None:
-            record.weight = score.weight
-            record.temporal, record.spatial = score.drift.temporal, score.drift.spatial
-            record.expected_offset = score.expected_offset
-            record.expected_error, record.tolerance = score.accumulated_error, score.tolerance
+        record = call.record = record_of(call, verdict, self._reason(call, verdict))
         self.method.settle(call.branch.method_state, verdict, record.refreshed)
-        call.record, call.verdict = record, None if record.refreshed else verdict
-        if call.verdict is not None:
-            record.run_blocks, record.kept_tokens = verdict.run_blocks, verdict.kept_tokens
+        call.verdict = None if record.refreshed else verdict
         self.generation.trace.calls.append(record)
-        self._check_ranks(call, verdict)
+        if not self.follows:  # what they follow has been compared
+            check_ranks(self.scope, call, verdict)
         if self.led:
             self.stage.pass_on(call.verdict)
-
-    def _check_ranks(self, call: ActiveCall, verdict: Verdict | None) -> None:
-        """Raise on all ranks if one decided differently, before anything can hang."""
-        if not self.scope.check_ranks or self.follows:  # what they follow has been compared
-            return
-        record, blocks = call.record, verdict.run_blocks if verdict is not None else None
-        decision = (call.branch.calls, record.step_index, record.reason, blocks)
-        self.scope.check(
-            record.step_index,
-            record.refreshed,
-            zlib.crc32(repr(decision).encode()),
-            (record.base_signal, record.weight, record.temporal),
-            call.latents.device,
-        )
 
     def _finish(self, call: ActiveCall, output: Any, return_dict: bool) -> Any:
         """Account for the call, and correct its output."""
@@ -348,33 +358,42 @@ class CacheEngine:
             branch.full_flops = branch.full_flops or self.blocks.executed_flops
             record.compute_fraction = self.blocks.executed_flops / branch.full_flops
         if self.forecasts:
-            output = self._correct(call, output, return_dict)
-            self.correction.answered(branch.correction_state, call.step, record)
-            histories = (b.correction_state for b in self.generation.branches.values())
-            self.generation.expected_psnr_db = self.correction.expected_psnr_db(histories)
-        branch.calls += 1
-        branch.last_step = call.step
-        if record.refreshed:
-            self.generation.measure_memory(
-                self.correction.compensation.held() if self.forecasts else []
-            )
+            fresh = self._sample_in(output) if record.refreshed else None
+            sample = self._correct(call, fresh)
+            if sample is not fresh:
+                output = self.family.make_output(sample, return_dict)
+        self._account([call])
         return output
 
-    def _correct(self, call: ActiveCall, output: Any, return_dict: bool) -> Any:
-        """The forecast for a reused call; for a refreshed one its output, compensated."""
-        history, step, record = call.branch.correction_state, call.step, call.record
-        self.correction.compensation.called(step, record.refreshed)
-        if not record.refreshed:
-            sample = self.correction.reuse(
-                history, call.given, step, call.score, call.branch.output_dtype
-            )
-            return output if sample is None else self.family.make_output(sample, return_dict)
-        fresh = (self.family.read_output or sample_of)(output)
+    def _sample_in(self, output: Any) -> Tensor:
+        return (self.family.read_output or sample_of)(output)
+
+    def _correct(self, call: ActiveCall, fresh: Tensor | None) -> Tensor | None:
+        """The forecast for a reused call (on some pipeline stages None); for a refreshed one its
+        output, compensated."""
+        correction, history = call.branch.correction, call.branch.correction_state
+        step, score, record = call.step, call.score, call.record
+        correction.compensation.called(step, record.refreshed)
+        if fresh is None:
+            return correction.reuse(history, call.given, step, score, call.branch.output_dtype)
         call.branch.output_dtype = fresh.dtype
-        sample = self.correction.refresh(
-            history, call.latents, call.given, fresh, step, call.score, record
-        )
-        return output if sample is fresh else self.family.make_output(sample, return_dict)
+        return correction.refresh(history, call.latents, call.given, fresh, step, score, record)
+
+    def _account(self, calls: list[ActiveCall]) -> None:
+        """These calls, answered together, are over."""
+        for call in calls:
+            branch = call.branch
+            if self.forecasts:
+                branch.correction.answered(branch.correction_state, call.step, call.record)
+            branch.calls += 1
+            branch.last_step = call.step
+        corrections = self.corrections if self.forecasts else []
+        if corrections:
+            histories = (b.correction_state for b in self.generation.branches.values())
+            self.generation.expected_psnr_db = corrections[0].expected_psnr_db(histories)
+        if any(call.record.refreshed for call in calls):
+            kept = [tensor for each in corrections for tensor in each.compensation.held()]
+            self.generation.measure_memory(kept)
 
 
 def engine_of(transformer: nn.Module) -> CacheEngine:

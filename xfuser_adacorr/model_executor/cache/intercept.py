@@ -30,8 +30,7 @@ class InterceptedStep:
         return cls._intercepts(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        state = {name: value for name, value in self.__dict__.items() if name != _HANDLER}
-        return object.__new__, (type(self)._intercepts,), state
+        return object.__new__, (type(self)._intercepts,), own_attributes(self)
 
 
 def _subclass(cls: type, mixin: type, **members: Any) -> type:
@@ -79,3 +78,8 @@ def release(intercepted: Any) -> None:
 def handler_of(module: Any) -> Handler | None:
     """The handler of an intercepted object, else None."""
     return getattr(module, "__dict__", {}).get(_HANDLER)
+
+
+def own_attributes(x: Any) -> dict[str, Any]:
+    """Attributes of an object, without what taking it over added."""
+    return {name: value for name, value in vars(x).items() if name != _HANDLER}

@@ -15,6 +15,7 @@ from .compensation import Compensation, EulerCompensation
 from .forecast import OutputForecast
 from .literal import LiteralCorrection
 from .replay import ReplayCompensation
+from .sample_replays import SampleReplays
 from .staged import StagedCorrection
 from .targets import ComputeTarget, FidelityTarget, Target, TargetCalibration
 
@@ -65,12 +66,25 @@ def make_compensation(
     return Compensation()
 
 
+def make_sample_compensations(
+    clock: SchedulerClock | TimestepClock, samples: int
+) -> list[Compensation]:
+    """`make_compensation` for each sample of a batch, where they are decided one by one."""
+    scheduler = clock.scheduler
+    if scheduler is None or mending_of(scheduler) != "replay":
+        return [make_compensation(clock) for _ in range(samples)]
+    check_sampler(scheduler)
+    warn = partial(_warn_uncompensated, type(scheduler).__name__)
+    return SampleReplays(clock.stepper, clock.schedule.timesteps, warn, samples).replays
+
+
 def make_correction(
     config: CacheConfig,
     family: ModelFamily,
     clock: SchedulerClock | TimestepClock,
     *,
     scope: DecisionScope,
+    compensation: Compensation | None = None,
     measures: bool = True,
     calibration: TargetCalibration | None = None,
     stage: "PipelineStage | None" = None,
@@ -78,7 +92,8 @@ def make_correction(
 ) -> OutputForecast | LiteralCorrection | None:
     """The correction that ``config`` asks for, for one generation on the clock's schedule.
 
-    ``scope`` are the ranks that share the sample. Unless it ``measures``, the calls to compute are
+    ``scope`` are the ranks that share the sample; without a ``compensation`` it is what suits the
+    clock's scheduler. Unless it ``measures``, the calls to compute are
     given, and only their values are corrected. ``calibration`` is for targets, None without one;
     ``latent_channels`` has to be given with a pipeline's ``stage``.
     """
@@ -89,7 +104,7 @@ def make_correction(
     weights = {"gamma": config.adacorr_gamma, "lambda_": config.adacorr_lambda}
     if config.adacorr_mode == "literal":
         return LiteralCorrection(**weights, stream=family.output_stream)
-    compensation = make_compensation(clock, stage)
+    compensation = compensation or make_compensation(clock, stage)
     if not measures:
         return OutputForecast(compensation, family.followed, scope.summed)
     own_rule = config.use_cache == "Auto"

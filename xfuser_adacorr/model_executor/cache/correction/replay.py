@@ -94,8 +94,12 @@ class ReplayCompensation(Compensation):
         self._signature = inspect.signature(stepper.step)
         intercept_step(stepper, self.step)
 
-    def release(self) -> None:
+    def forget(self) -> None:
+        """Drop what a replay needs."""
         self.record, self._calls = Record(), []
+
+    def release(self) -> None:
+        self.forget()
         if handler_of(self.stepper) == self.step:
             release(self.stepper)
 
@@ -109,13 +113,13 @@ class ReplayCompensation(Compensation):
 
     def held(self) -> list[Tensor]:
         """What is kept here and not by the scheduler itself."""
-        own = {id(tensor) for holder in self._holders for tensor in _tensors(vars(holder))}
+        own = {id(tensor) for holder in self._holders for tensor in state_tensors(vars(holder))}
         record = self.record
         kept = [
             *(node.output for node in (record.v0, record.v1) if node is not None),
             *(x for x in (record.latents, record.returned_values) if x is not None),
             *(past.change for past in record.skipped if past.change is not None),
-            *(tensor for state in record.sampler_state for tensor in _tensors(state)),
+            *(tensor for state in record.sampler_state for tensor in state_tensors(state)),
         ]
         return [tensor for tensor in kept if id(tensor) not in own]
 
@@ -124,10 +128,10 @@ class ReplayCompensation(Compensation):
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stands in for ``scheduler.step``, with its arguments and its result."""
         arguments = dict(self._signature.bind(*args, **kwargs).arguments)
-        calls, self._calls = self._calls, []
-        if not self._can_replay(arguments, calls):
-            self.record = Record()
+        if not self.can_replay(arguments):
+            self.forget()
             return original(*args, **kwargs)
+        calls, self._calls = self._calls, []
         try:
             place = calls[0][0]
             if all(refreshed for _, refreshed in calls):
@@ -137,7 +141,7 @@ class ReplayCompensation(Compensation):
             self.record = Record()
             raise
 
-    def _can_replay(self, arguments: dict[str, Any], calls: list[tuple[Step, bool]]) -> bool:
+    def can_replay(self, arguments: dict[str, Any]) -> bool:
         """False for a step of another schedule, of another model, or one that draws noise.
 
         Patches share one sampler, whose state cannot be set back for one of them alone.
@@ -148,7 +152,7 @@ class ReplayCompensation(Compensation):
         if self._in_patches():
             self._warn(" in PipeFusion's patches")
             return False
-        return bool(calls) and self.scheduler.timesteps is self._timesteps
+        return bool(self._calls) and self.scheduler.timesteps is self._timesteps
 
     def _skip(self, original: Callable[..., Any], arguments: dict[str, Any], place: Step) -> Any:
         record = self.record
@@ -241,7 +245,7 @@ def _snapshot(scheduler: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, list) else v for k, v in vars(scheduler).items()}
 
 
-def _tensors(state: dict[str, Any]) -> Iterator[Tensor]:
+def state_tensors(state: dict[str, Any]) -> Iterator[Tensor]:
     """Tensors among the values of a scheduler's attributes and in its lists."""
     for value in state.values():
         for item in value if isinstance(value, list) else [value]:

@@ -59,5 +59,7 @@ DIT = register_family(
         modulated_input=modulated_input,
         select_tokens=select_hidden_states,
         thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
+        batch_arguments=("hidden_states", "timestep", "class_labels"),
+        guided_copies=2,
     )
 )

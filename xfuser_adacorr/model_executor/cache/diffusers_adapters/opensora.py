@@ -104,6 +104,17 @@ OPENSORA = register_family(
         published_polynomial=published_polynomial,
         thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
         num_frames=lambda arguments: arguments["num_frames"],
+        batch_arguments=(
+            "hidden_states",
+            "timestep",
+            "encoder_hidden_states",
+            "encoder_attention_mask",
+            "x_mask",
+            "fps",
+            "height",
+            "width",
+        ),
+        guided_copies=2,
     )
 )
 
@@ -119,5 +130,6 @@ OPENSORA_ORIGINAL = register_family(
         modulated_input=original_modulated_input,
         make_output=lambda sample, return_dict: sample,
         num_frames=lambda arguments: arguments["T"],
+        batch_arguments=("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width"),
     )
 )

@@ -52,5 +52,14 @@ PIXART = register_family(
         modulated_input=modulated_input,
         select_tokens=select_hidden_states,
         thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
+        batch_arguments=(
+            "hidden_states",
+            "encoder_hidden_states",
+            "timestep",
+            "added_cond_kwargs",
+            "attention_mask",
+            "encoder_attention_mask",
+        ),
+        guided_copies=2,
     )
 )

@@ -35,6 +35,10 @@ def trace_of(config: CacheConfig) -> Trace | None:
         )
     if not trace.calls:
         raise ValueError("trace: it has no calls")
+    if any(call.sample is not None for call in trace.calls):
+        raise ValueError(
+            "trace: its samples were decided one by one (per_sample), which cannot be replayed"
+        )
     return trace
 
 

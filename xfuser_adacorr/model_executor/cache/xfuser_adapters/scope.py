@@ -52,6 +52,12 @@ def find_scope(transformer: nn.Module, *, check_ranks: bool = False) -> Decision
     )
 
 
+def _splits_branches() -> bool:
+    """Whether xfuser gives the branches of guidance to different ranks."""
+    state = _parallel_state()
+    return state is not None and state.get_cfg_group().world_size > 1
+
+
 def _sample_group(state: Any) -> Any:
     """Ranks of one replica and one pipeline stage; None if that is this rank alone."""
     if state.get_pp_group().world_size == 1:
@@ -99,6 +105,11 @@ def check_config(config: CacheConfig, scope: DecisionScope, stage: PipelineStage
         raise ValueError(
             f"under PipeFusion the cache must be one of {', '.join(PIPEFUSION_METHODS)}, with or "
             f"without AdaCorrection, since the first stage decides; got {config.name}"
+        )
+    if config.per_sample and (stage is not None or scope.latents_are_split or _splits_branches()):
+        raise ValueError(
+            "per_sample must be False where ranks hold parts of the latents, guidance's branches "
+            "or a pipeline's stages: a smaller batch cannot be split alike"
         )
     targets = [name for name in TARGETS if getattr(config, name) is not None]
     if stage is not None and targets:

@@ -1,7 +1,7 @@
 """The table of all cache methods on all shipped model families; `--help` lists the arguments.
 
-Every family is a comparison by ``cache_execute.py`` at its usual number of steps and with its
-documented options, in a directory of its own. The table is written from their results.
+Every family is a comparison by ``cache_execute.py`` at its usual number of steps, with the options of
+a configuration file, in a directory of its own. The table is written from their results.
 """
 
 import json
@@ -25,6 +25,7 @@ from benchmark.families import FAMILIES  # noqa: E402
 from benchmark.settings import Settings, read_settings  # noqa: E402
 
 PIPELINES = ROOT / "benchmark" / "pipelines"
+CONFIGS = ROOT / "configs" / "small"
 OUTPUT = ROOT / "benchmark" / "results" / "cross_model"
 METHODS = ["None", "Fb", "Tea", "Fast", "Ada", "Auto"]
 PASSED_ON = (
@@ -53,6 +54,13 @@ def make_parser() -> Parser:
         default=PIPELINES,
         metavar="DIR",
         help="folder with a diffusers directory named FAMILY for each (benchmark/pipelines)",
+    )
+    add(
+        "--configs",
+        type=Path,
+        default=CONFIGS,
+        metavar="DIR",
+        help="folder with FAMILY.yaml for each, each method's options (configs/small)",
     )
     add(
         "--output_dir",
@@ -101,6 +109,7 @@ def family_settings(given: Namespace) -> list[Settings]:
         output = given.output_dir / name
         resumed = given.resume and (output / "rows" / "settings.json").is_file()
         arguments = [f"--model_type={name}", f"--model={given.pipelines / name}"]
+        arguments += [f"--config={given.configs / f'{name}.yaml'}"]
         arguments += [f"--output_dir={output}", "--enable_adacorrection"]
         arguments += ["--resume"] if resumed else []
         settings = read_settings([*arguments, *passed_on(given, PASSED_ON)])

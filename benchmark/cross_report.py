@@ -35,7 +35,7 @@ def gather(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _family(document: Mapping[str, Any]) -> dict[str, Any]:
     settings = document["settings"]
-    named = ("model", "width", "height", "dtype", "split", "repetitions", "warmup")
+    named = ("model", "config", "width", "height", "dtype", "split", "repetitions", "warmup")
     guidance = settings.get("guidance_scale")
     return {
         **{name: settings[name] for name in named},
@@ -118,11 +118,11 @@ def render(document: Mapping[str, Any], table: Table) -> str:
 
 def _method(document: Mapping[str, Any]) -> str:
     families = document["families"]
+    configs = ", ".join(f"`{family['config']}`" for family in families.values())
     lines = [_introduction(name, family) for name, family in families.items()]
     lines += [
-        "Methods have their documented default options (`configs/FAMILY.yaml`), so rows of one "
-        "family differ in compute; below them stand the solvers with as few uncached steps as "
-        "come nearest to the compute of `Auto`.",
+        f"Methods have the options of {configs}; rows of one family differ in compute. Below them "
+        "stand the solvers with as few uncached steps as come nearest to the compute of `Auto`.",
         "FPS: pictures a second, of clips clips a second: the whole pipeline call, one prompt at a "
         "time, from the median latency of interleaved rounds over all rows. Speedup: FPS over that "
         "of the uncached row. Each family was timed in a run of its own: FPS and speedup are "

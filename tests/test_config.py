@@ -90,7 +90,9 @@ def test_configuration_survives_a_round_trip():
     assert CacheConfig.from_name("Auto").name == "Auto"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.relative_to(CONFIGS).as_posix()
+)
 def test_shipped_configurations_load(path):
     configs = load_family_config(path)
     assert {"Fb", "Tea", "Fast", "Auto", "Fast+AdaCorrection"} <= set(configs)

@@ -37,6 +37,7 @@ def document(results, **settings):
     return {
         "settings": {
             "model": "benchmark/pipelines/flux",
+            "config": "configs/small/flux.yaml",
             "width": 64,
             "height": 32,
             "dtype": "float32",
@@ -111,6 +112,7 @@ def test_the_report_says_how_it_was_measured_and_what_can_be_compared(tmp_path):
     for text in (
         "16 pictures of 64x32 pixels of the test split, 20 steps",
         "16 clips of 64x32 pixels",
+        "the options of `configs/small/flux.yaml`, `configs/small/flux.yaml`;",
         "comparable within a family, not from one family to another",
         "Fréchet distance of features",
         "Temporal PSNR",
@@ -186,6 +188,7 @@ def test_the_command_runs_the_shipped_families_and_writes_the_table(command, tmp
     )  # fmt: skip
     assert (settings.num_prompts, settings.repetitions, settings.threads) == (4, 2, 1)
     assert settings.output_dir == tmp_path / "out" / "flux"
+    assert settings.config == str(ROOT / "configs" / "small" / "flux.yaml")
     assert not settings.resume
     assert "Fb+AdaCorrection" in capsys.readouterr().out
     assert (tmp_path / "out" / "cross_model.md").is_file()

@@ -1,7 +1,7 @@
 """The table of all cache methods on all shipped model families; `--help` lists the arguments.
 
-Every family is a comparison by ``cache_execute.py`` at its usual number of steps, with the options of
-a configuration file, in a directory of its own. The table is written from their results.
+Every family is a comparison by ``cache_execute.py`` at its usual number of steps, with the options
+of a configuration file, in a directory of its own. The table is written from their results.
 """
 
 import json

@@ -1,13 +1,10 @@
 """Where in the sampling schedule a call stands."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .samplers import RAW_OUTPUT, NoiseSchedule, read_schedule, unwrapped
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +142,5 @@ class TimestepClock:
 
     def continues(self, last: Step, step: Step) -> bool:
         """False where the noise level did not fall, or the counted steps are over."""
-        if step.sigma == last.sigma and last.index > 0:
-            logger.warning(
-                "step %d has the noise level of the call before, %.6g, and is taken for the start "
-                "of a new run; if the timesteps are rounded (bfloat16), give the scheduler",
-                step.index,
-                step.sigma,
-            )
         wrapped = self._num_steps is not None and step.index >= self._num_steps
         return step.sigma < last.sigma and not wrapped

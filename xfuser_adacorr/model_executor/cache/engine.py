@@ -1,5 +1,6 @@
 """Runs a transformer under a cache: one decision a call, then blocks run or are replaced."""
 
+import logging
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from xfuser_adacorr.config import CacheConfig
 from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS, DecisionScope, RankMismatchError
 
 from .blocks import BlockRunner, bind_arguments, sample_of
-from .clock import SchedulerClock, TimestepClock
+from .clock import SchedulerClock, Step, TimestepClock
 from .context import Branch, CacheSummary, Generation, Trace, layout_of
 from .correction import make_correction
 from .correction.compensation import Compensation
@@ -25,6 +26,8 @@ from .target_calibration import load_target_calibration
 from .xfuser_adapters.pipefusion import FOLLOWED_METHODS, Follower, PipelineStage
 
 DEFAULT_CONTEXT = "default"
+
+logger = logging.getLogger(__name__)
 
 
 class CachedTransformer(InterceptedCall):
@@ -314,9 +317,19 @@ class CacheEngine:
                 call.score = branch.correction.score(branch.correction_state, drifted, call.step)
         self._record(call, self.stage.receive() if self.follows else verdict)
 
-    def _restart(self, call: ActiveCall, block_call: BlockCall | None, time: float | None) -> None:
-        """A new run began unannounced: nothing of the old one may be used."""
+    def _begin_unannounced(self, last: Step, step: Step) -> None:
+        """A new run began: nothing of the one up to ``last`` may be used."""
+        if not step.exact and step.sigma == last.sigma and last.index > 0:
+            logger.warning(
+                "step %d has the noise level of the call before, %.6g, and is taken for the start "
+                "of a new run; if the timesteps are rounded (bfloat16), give the scheduler",
+                step.index,
+                step.sigma,
+            )
         self._begin_generation()
+
+    def _restart(self, call: ActiveCall, block_call: BlockCall | None, time: float | None) -> None:
+        self._begin_unannounced(call.branch.last_step, call.step)
         call.branch = self._new_branch(call.branch.layout)
         call.step = self.clock.locate(0, time, None)
         if block_call is not None:

@@ -75,7 +75,7 @@ class PerSampleEngine(CacheEngine):
         done, last = (branches[0].calls, branches[0].last_step) if branches else (0, None)
         step = self.clock.locate(done, time, last)
         if last is not None and not self.clock.continues(last, step):
-            self._begin_generation()  # a new run began unannounced
+            self._begin_unannounced(last, step)
             step, calls = self.clock.locate(0, time, None), []
         if not calls:
             copies = self._copies if any(read["guided"]) else 1

@@ -16,6 +16,8 @@ DPM_SOLVER = "DPM-Solver++"
 DDIM = "DDIM"
 UNIPC = "UniPC"
 
+Texts = str | list[str]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ode:
@@ -37,10 +39,13 @@ class BenchmarkFamily:
     """The usual number of sampling steps."""
     text: str = "prompt"
     """What an entry of the prompts file calls its text."""
-    call: Callable[[Any, "Settings", str, tuple[int, int]], dict[str, Any]]
-    """(pipeline, settings, text, (height, width)) -> arguments; `ValueError` for a bad text."""
+    call: Callable[[Any, "Settings", Texts, tuple[int, int]], dict[str, Any]]
+    """(pipeline, settings, text or a batch of them, (height, width)) -> arguments; `ValueError` for
+    a bad text."""
     output: Callable[[Any], Any] = lambda output: output.images[0]
     """What the pipeline returned -> picture [3, H, W] or clip [F, 3, H, W] in [0, 1]."""
+    gives_latents: bool = True
+    """Whether the pipeline returns its latents if asked for them."""
     picture_size: Callable[[Any], int]
     """Pipeline -> the side of its pictures in pixels, if no other is asked for."""
     fixed_size: bool = False
@@ -73,7 +78,9 @@ def _side(pipe: Any) -> int:
     return pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
 
 
-def _call_flux(pipe: Any, settings: "Settings", text: str, size: tuple[int, int]) -> dict[str, Any]:
+def _call_flux(
+    pipe: Any, settings: "Settings", text: Texts, size: tuple[int, int]
+) -> dict[str, Any]:
     guidance = {"negative_prompt": "", "true_cfg_scale": settings.true_cfg_scale}
     return {
         "prompt": text,
@@ -85,7 +92,7 @@ def _call_flux(pipe: Any, settings: "Settings", text: str, size: tuple[int, int]
 
 
 def _call_pixart(
-    pipe: Any, settings: "Settings", text: str, size: tuple[int, int]
+    pipe: Any, settings: "Settings", text: Texts, size: tuple[int, int]
 ) -> dict[str, Any]:
     return {
         "prompt": text,
@@ -99,17 +106,21 @@ def _call_pixart(
     }
 
 
-def _call_dit(pipe: Any, settings: "Settings", text: str, size: tuple[int, int]) -> dict[str, Any]:
-    if text not in pipe.labels:
-        raise ValueError(f"unknown class_label {text!r}; accepted: {', '.join(pipe.labels)}")
+def _call_dit(
+    pipe: Any, settings: "Settings", text: Texts, size: tuple[int, int]
+) -> dict[str, Any]:
+    names = [text] if isinstance(text, str) else text
+    for name in names:
+        if name not in pipe.labels:
+            raise ValueError(f"unknown class_label {name!r}; accepted: {', '.join(pipe.labels)}")
     return {
-        "class_labels": pipe.get_label_ids([text]),
+        "class_labels": pipe.get_label_ids(names),
         "guidance_scale": settings.guidance_scale,
     }
 
 
 def _call_opensora(
-    pipe: Any, settings: "Settings", text: str, size: tuple[int, int]
+    pipe: Any, settings: "Settings", text: Texts, size: tuple[int, int]
 ) -> dict[str, Any]:
     return {
         "prompt": text,
@@ -147,6 +158,7 @@ FAMILIES = {
         steps=50,
         text="class_label",
         call=_call_dit,
+        gives_latents=False,
         picture_size=_side,
         fixed_size=True,
         guidance_scale=3.0,

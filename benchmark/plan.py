@@ -96,8 +96,8 @@ def method_config(
 
     A corrected method that the file does not list takes its base method's options but for the
     threshold, which is the family's: the base method's own is tighter than a corrected one needs.
-    The threshold goes to the methods that have one, the correction's options to the corrected ones,
-    a schedule and its stand-in to ``Schedule``, which takes no others.
+    The threshold goes to the methods that have one, a codebook to ``Ada``, the correction's options
+    to the corrected ones, a schedule and its stand-in to ``Schedule``, which takes no others.
     """
     if is_peer(name):
         return peer_config(name)
@@ -118,6 +118,8 @@ def _applies(option: str, base: str, config: CacheConfig) -> bool:
     if base == SCHEDULE or option in SCHEDULE_OPTIONS:
         corrected = option == "stand_in" and config.enable_adacorrection
         return base == SCHEDULE and option in SCHEDULE_OPTIONS and not corrected
+    if option == "codebook":
+        return base == "Ada"
     return base != "Auto" if option == "rel_l1_thresh" else config.enable_adacorrection
 
 

@@ -17,6 +17,7 @@ from benchmark.loading import entry_text
 from benchmark.method_names import CORRECTED, UNCACHED
 from benchmark.sweep import curve_values
 from benchmark.tables import by_steps, label
+from benchmark.target_report import pairs
 
 Result = Mapping[str, Any]
 GRID_COLUMNS = 8
@@ -142,6 +143,31 @@ def plot_trace(path: Path, trace_file: Path, title: str) -> None:
             ylabel="relative",
             title=f"{title}, {context}: {refreshed} of {len(own)} calls refreshed (shaded)",
         )
+    _save(figure, path)
+
+
+def plot_calibration(path: Path, results: Sequence[Result], spread_db: float) -> None:
+    """True over expected PSNR, one point a picture, with the diagonal and the spread around it.
+
+    ``results`` are `benchmark.target_report.Result`; those that expect nothing are left out.
+    """
+    figure, axis = plt.subplots(figsize=(6, 6))
+    drawn: list[tuple[float, float]] = []
+    shown = [result for result in results if pairs([result])]
+    for marker, option in zip(
+        _MARKERS, dict.fromkeys(result["option"] for result in shown), strict=False
+    ):
+        points = pairs([result for result in shown if result["option"] == option])
+        axis.scatter(*zip(*points, strict=True), s=22, marker=marker, alpha=0.7, label=option)
+        drawn += points
+    values = [value for point in drawn for value in point] or [0.0, 1.0]
+    ends = np.array([min(values) - 2.0, max(values) + 2.0])
+    axis.plot(ends, ends, color="0.3", linewidth=1)
+    band = {"color": "0.85", "zorder": 0, "label": f"\u00b1 {spread_db:.1f} dB"}
+    axis.fill_between(ends, ends - spread_db, ends + spread_db, **band)
+    axis.set(xlabel="expected PSNR (dB)", ylabel="PSNR to uncached (dB)", xlim=ends, ylim=ends)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
     _save(figure, path)
 
 

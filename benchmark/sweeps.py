@@ -18,6 +18,11 @@ def _corrected(*points: tuple[float, float]) -> list[dict[str, Any]]:
     return [{"rel_l1_thresh": x, "adacorr_tolerance": tolerance} for x, tolerance in points]
 
 
+def _published(knobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ada's knobs with the codebook named: one calibrated for the model would take its place."""
+    return [{**knob, "codebook": "fast"} for knob in knobs]
+
+
 _FLUX: Sweeps = {
     28: {
         "Fb": _over("rel_l1_thresh", 0.12, 0.16, 0.2, 0.28, 0.36),
@@ -32,8 +37,10 @@ _FLUX: Sweeps = {
         "Fast" + CORRECTED: _corrected(
             (0.08, 0.01), (0.1, 0.01), (0.18, 0.01), (0.32, 0.01), (0.32, 0.04), (0.6, 0.08)
         ),
-        "Ada": _over("rel_l1_thresh", 0.21, 0.25, 0.32, 0.4, 0.6, 1.6),
-        "Ada" + CORRECTED: _corrected((0.2, 0.01), (0.4, 0.01), (0.8, 0.02), (1.6, 0.05)),
+        "Ada": _published(_over("rel_l1_thresh", 0.21, 0.25, 0.32, 0.4, 0.6, 1.6)),
+        "Ada" + CORRECTED: _published(
+            _corrected((0.2, 0.01), (0.4, 0.01), (0.8, 0.02), (1.6, 0.05))
+        ),
         "Auto": _over("adacorr_tolerance", 0.0015, 0.003, 0.006, 0.012, 0.025, 0.05),
     },
     50: {
@@ -49,8 +56,10 @@ _FLUX: Sweeps = {
         "Fast" + CORRECTED: _corrected(
             (0.04, 0.01), (0.05, 0.01), (0.06, 0.01), (0.1, 0.01), (0.16, 0.003), (0.16, 0.006)
         ),
-        "Ada": _over("rel_l1_thresh", 0.12, 0.15, 0.2, 0.3, 0.4, 0.6),
-        "Ada" + CORRECTED: _corrected((0.12, 0.01), (0.2, 0.01), (0.3, 0.01), (0.6, 0.02)),
+        "Ada": _published(_over("rel_l1_thresh", 0.12, 0.15, 0.2, 0.3, 0.4, 0.6)),
+        "Ada" + CORRECTED: _published(
+            _corrected((0.12, 0.01), (0.2, 0.01), (0.3, 0.01), (0.6, 0.02))
+        ),
         "Auto": _over("adacorr_tolerance", 0.0005, 0.001, 0.002, 0.004, 0.008),
     },
 }
@@ -69,9 +78,9 @@ _PIXART: Sweeps = {
         "Fast" + CORRECTED: _corrected(
             (0.065, 1), (0.065, 0.2), (0.065, 0.05), (0.065, 0.0125), (0.4, 0.1), (0.4, 0.4)
         ),
-        "Ada": _over("rel_l1_thresh", 0.4, 0.6, 0.9, 1.4, 2.0, 3.0),
-        "Ada" + CORRECTED: _corrected(
-            (3, 1), (3, 0.1), (3, 0.025), (3, 0.0125), (6, 0.1), (6, 0.4)
+        "Ada": _published(_over("rel_l1_thresh", 0.4, 0.6, 0.9, 1.4, 2.0, 3.0)),
+        "Ada" + CORRECTED: _published(
+            _corrected((3, 1), (3, 0.1), (3, 0.025), (3, 0.0125), (6, 0.1), (6, 0.4))
         ),
         "Auto": _over("adacorr_tolerance", 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 1),
     },
@@ -93,9 +102,11 @@ _PIXART: Sweeps = {
             (0.25, 0.006),
             (0.25, 0.015),
         ),
-        "Ada": _over("rel_l1_thresh", 0.22, 0.3, 0.4, 0.5, 0.7),
-        "Ada" + CORRECTED: _corrected(
-            (0.7, 0.001), (0.7, 0.0025), (0.7, 0.008), (0.7, 0.02), (3, 0.006), (3, 0.015)
+        "Ada": _published(_over("rel_l1_thresh", 0.22, 0.3, 0.4, 0.5, 0.7)),
+        "Ada" + CORRECTED: _published(
+            _corrected(
+                (0.7, 0.001), (0.7, 0.0025), (0.7, 0.008), (0.7, 0.02), (3, 0.006), (3, 0.015)
+            )
         ),
         "Auto": _over("adacorr_tolerance", 0.001, 0.002, 0.0035, 0.006, 0.012, 0.025),
     },
@@ -115,8 +126,8 @@ _DIT: Sweeps = {
         "Fast" + CORRECTED: _corrected(
             (0.05, 0.005), (0.05, 0.012), (0.05, 0.03), (0.05, 0.1), (0.32, 0.03), (0.32, 0.08)
         ),
-        "Ada": _over("rel_l1_thresh", 0.35, 0.5, 0.8, 1.2, 2.0, 4.0),
-        "Ada" + CORRECTED: _corrected((4, 0.006), (4, 0.015), (4, 0.05), (4, 0.15)),
+        "Ada": _published(_over("rel_l1_thresh", 0.35, 0.5, 0.8, 1.2, 2.0, 4.0)),
+        "Ada" + CORRECTED: _published(_corrected((4, 0.006), (4, 0.015), (4, 0.05), (4, 0.15))),
         "Auto": _over("adacorr_tolerance", 0.004, 0.006, 0.0125, 0.025, 0.05, 0.1),
     },
     50: {
@@ -132,8 +143,10 @@ _DIT: Sweeps = {
         "Fast" + CORRECTED: _corrected(
             (0.03, 0.0015), (0.03, 0.003), (0.03, 0.007), (0.03, 0.02), (0.15, 0.006), (0.15, 0.015)
         ),
-        "Ada": _over("rel_l1_thresh", 0.25, 0.35, 0.5, 0.7, 1.0, 1.6),
-        "Ada" + CORRECTED: _corrected((1.6, 0.0015), (1.6, 0.003), (1.6, 0.008), (1.6, 0.025)),
+        "Ada": _published(_over("rel_l1_thresh", 0.25, 0.35, 0.5, 0.7, 1.0, 1.6)),
+        "Ada" + CORRECTED: _published(
+            _corrected((1.6, 0.0015), (1.6, 0.003), (1.6, 0.008), (1.6, 0.025))
+        ),
         "Auto": _over("adacorr_tolerance", 0.0012, 0.002, 0.0035, 0.006, 0.01, 0.02),
     },
 }
@@ -148,8 +161,10 @@ _OPENSORA: Sweeps = {
         "Tea" + CORRECTED: _corrected((0.23, 0.003), (0.23, 0.01), (0.23, 0.04), (0.23, 0.15)),
         "Fast": _over("rel_l1_thresh", 0.035, 0.055, 0.09, 0.14),
         "Fast" + CORRECTED: _corrected((0.14, 0.003), (0.14, 0.01), (0.14, 0.04), (0.14, 0.15)),
-        "Ada": _over("rel_l1_thresh", 0.17, 0.25, 0.35, 0.6, 1.6),
-        "Ada" + CORRECTED: _corrected((1.6, 0.003), (1.6, 0.01), (1.6, 0.04), (1.6, 0.15)),
+        "Ada": _published(_over("rel_l1_thresh", 0.17, 0.25, 0.35, 0.6, 1.6)),
+        "Ada" + CORRECTED: _published(
+            _corrected((1.6, 0.003), (1.6, 0.01), (1.6, 0.04), (1.6, 0.15))
+        ),
         "Auto": _over("adacorr_tolerance", 0.003, 0.006, 0.015, 0.04, 0.12),
     },
     50: {
@@ -159,8 +174,10 @@ _OPENSORA: Sweeps = {
         "Tea" + CORRECTED: _corrected((0.13, 0.001), (0.13, 0.003), (0.13, 0.01), (0.13, 0.04)),
         "Fast": _over("rel_l1_thresh", 0.02, 0.03, 0.05, 0.09),
         "Fast" + CORRECTED: _corrected((0.09, 0.001), (0.09, 0.003), (0.09, 0.01), (0.09, 0.04)),
-        "Ada": _over("rel_l1_thresh", 0.1, 0.15, 0.22, 0.35, 0.8),
-        "Ada" + CORRECTED: _corrected((0.8, 0.001), (0.8, 0.003), (0.8, 0.01), (0.8, 0.04)),
+        "Ada": _published(_over("rel_l1_thresh", 0.1, 0.15, 0.22, 0.35, 0.8)),
+        "Ada" + CORRECTED: _published(
+            _corrected((0.8, 0.001), (0.8, 0.003), (0.8, 0.01), (0.8, 0.04))
+        ),
         "Auto": _over("adacorr_tolerance", 0.0008, 0.0018, 0.004, 0.01, 0.03),
     },
 }

@@ -2,13 +2,14 @@
 
 import argparse
 
-from calibration_runs import parse_arguments, run_pipeline, settings_of
+from calibration_runs import add_steps, parse_arguments, run_pipeline, settings_of
 
 from xfuser_adacorr.model_executor.cache.calibration import ADA_FILE, save_ada_codebook
 from xfuser_adacorr.model_executor.cache.codebook_fitting import RATES, AdaRecorder, step_shares
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_steps(parser)
     parser.add_argument(
         "--compute_fraction",
         type=float,
@@ -22,10 +23,15 @@ def main() -> None:
     arguments = parse_arguments(__doc__, ADA_FILE, add_options)
     step_shares(arguments.compute_fraction, arguments.rates)  # raises before the runs
     recorder = AdaRecorder()
-    transformer = run_pipeline(arguments, recorder)
+    pipe = run_pipeline(arguments, recorder)
     codebook = recorder.fit(arguments.compute_fraction, arguments.rates)
-    settings = {**settings_of(arguments), "compute_fraction": arguments.compute_fraction}
-    save_ada_codebook(arguments.output, codebook, transformer, settings)
+    settings = settings_of(
+        arguments.settings,
+        pipe,
+        num_inference_steps=arguments.num_inference_steps,
+        compute_fraction=arguments.compute_fraction,
+    )
+    save_ada_codebook(arguments.output, codebook, pipe.transformer, settings)
     for threshold, rate in codebook.entries:
         print(f"below {threshold:.4f}: next computed call after {rate}")
     print(f"{len(recorder.changes)} changes used; wrote {arguments.output}")

@@ -9,8 +9,10 @@ from xfuser_adacorr.model_executor.cache.fitting import FastRecorder
 def main() -> None:
     arguments = parse_arguments(__doc__, FAST_FILE)
     recorder = FastRecorder()
-    transformer = run_pipeline(arguments, recorder)
-    save_fast_maps(arguments.output, recorder.maps(), transformer, settings_of(arguments))
+    pipe = run_pipeline(arguments, recorder)
+    steps = arguments.num_inference_steps
+    settings = settings_of(arguments.settings, pipe, num_inference_steps=steps)
+    save_fast_maps(arguments.output, recorder.maps(), pipe.transformer, settings)
     print(f"{len(recorder.fits)} maps fitted; wrote {arguments.output}")
 
 

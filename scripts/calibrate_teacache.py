@@ -9,8 +9,10 @@ from xfuser_adacorr.model_executor.cache.fitting import TeaRecorder
 def main() -> None:
     arguments = parse_arguments(__doc__, TEA_FILE)
     recorder = TeaRecorder()
-    transformer = run_pipeline(arguments, recorder)
-    save_tea_polynomial(arguments.output, recorder.fit(), transformer, settings_of(arguments))
+    pipe = run_pipeline(arguments, recorder)
+    steps = arguments.num_inference_steps
+    settings = settings_of(arguments.settings, pipe, num_inference_steps=steps)
+    save_tea_polynomial(arguments.output, recorder.fit(), pipe.transformer, settings)
     print(f"{len(recorder.changes)} changes fitted; wrote {arguments.output}")
 
 

@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration_runs import (
-    development_entries,
-    load_pipeline,
-    parse_arguments,
-    sample,
-    settings_of,
-)
+from calibration_runs import add_steps, final_latents, load, parse_arguments, settings_of
 from tqdm.auto import tqdm
 
 from xfuser_adacorr import CacheConfig, disable_cache, enable_cache
@@ -31,6 +25,7 @@ from xfuser_adacorr.model_executor.cache.stored_schedule import (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_steps(parser)
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--compute_fraction", type=float, help="share of the steps computed")
     budget.add_argument("--computed_steps", type=int, help="the same as a number of steps")
@@ -70,17 +65,20 @@ def schedule_config(stand_in: str, steps: Steps) -> CacheConfig:
 class LatentsScore:
     """PSNR in dB of the final latents against the uncached run's, mean over the prompts.
 
-    The peak is the range of a prompt's uncached latents.
+    The peak is the range of a prompt's uncached latents. Where the pipeline gives no latents
+    (DiT's), they are pictures.
     """
 
-    def __init__(self, pipe: Any, arguments: argparse.Namespace) -> None:
-        self.pipe, self.arguments = pipe, arguments
-        entries, size = development_entries(arguments), arguments.batch_size
+    def __init__(
+        self, pipe: Any, entries: list[dict[str, Any]], arguments: argparse.Namespace
+    ) -> None:
+        self.pipe, self.arguments, size = pipe, arguments, arguments.batch_size
         self.batches = [entries[i : i + size] for i in range(0, len(entries), size)]
         self.references = [self._sample(batch) for batch in self.batches]
 
     def _sample(self, batch: list[dict[str, Any]]) -> torch.Tensor:
-        return sample(self.pipe, self.arguments, batch, output_type="latent").double()
+        steps = self.arguments.num_inference_steps
+        return final_latents(self.pipe, self.arguments.settings, batch, steps).double()
 
     def __call__(self, steps: Steps) -> float:
         enable_cache(self.pipe, schedule_config(self.arguments.stand_in, steps))
@@ -122,9 +120,9 @@ class Checkpoint:
 def main() -> None:
     arguments = parse_arguments(__doc__, SCHEDULE_FILE, add_options)
     budget, steps = budget_of(arguments), arguments.num_inference_steps
-    pipe = load_pipeline(arguments)
+    pipe, entries = load(arguments.settings)
     settings = {
-        **settings_of(arguments),
+        **settings_of(arguments.settings, pipe, num_inference_steps=steps),
         "computed_steps": budget,
         "stand_in": arguments.stand_in,
         "seed": arguments.seed,
@@ -133,7 +131,7 @@ def main() -> None:
     path = arguments.checkpoint or arguments.output.with_suffix(".progress.json")
     identity = {**settings, "fingerprint": model_fingerprint(pipe.transformer)}
     checkpoint = Checkpoint(path, {**identity, "sampler": describe_sampler(pipe.scheduler)})
-    score = LatentsScore(pipe, arguments)  # and with it the run's noise levels
+    score = LatentsScore(pipe, entries, arguments)  # and with it the run's noise levels
     levels, logs = read_schedule(pipe.scheduler).coordinates, log_snrs(pipe.scheduler)
     starts = [evenly_spaced(list(range(steps)), budget), evenly_spaced(logs, budget)]
     bar = tqdm(initial=len(checkpoint.scores), total=arguments.max_evaluations, unit="schedule")

@@ -92,6 +92,17 @@ def test_a_sweep_varies_the_listed_knob_alone():
     assert [row.config.rel_l1_thresh for row in rows if row.config] == [0.1, 0.2]
 
 
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_of_ada_names_the_published_codebook(name):
+    """Whatever is stored beside the model."""
+    methods = ["Ada", "Ada+AdaCorrection", "Fb+AdaCorrection"]
+    for steps in SWEEPS[name]:
+        rows = sweep.sweep_rows(methods, [steps], DOCUMENTED, {}, sweeps=SWEEPS[name])
+        configs = [row.config for row in rows if row.config is not None]
+        assert {c.codebook for c in configs if c.use_cache == "Ada"} == {"fast"}
+        assert {c.codebook for c in configs if c.use_cache == "Fb"} == {None}
+
+
 def test_the_study_covers_gamma_and_lambda_of_the_corrected_methods():
     rows = plan.gamma_lambda_rows(["Fb", "Tea+AdaCorrection"], [28], DOCUMENTED, {})
     assert {row.name for row in rows} == {UNCACHED, "Tea+AdaCorrection"}

@@ -88,6 +88,7 @@ def search(monkeypatch, tmp_path):
         output = tmp_path / f"{name}.json"
         given = {"model": tmp_path / "model", "prompts": tmp_path / "prompts.json"}
         given |= {"output": output, "num_inference_steps": 6, "height": 32, "width": 32}
+        given |= {"num_prompts": 2}
         arguments = [str(x) for key, value in given.items() for x in (f"--{key}", value)]
         monkeypatch.setattr(sys, "argv", ["search_schedule.py", *arguments, *options])
         search_schedule.main()

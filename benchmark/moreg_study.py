@@ -174,7 +174,7 @@ def run(argv: Sequence[str], console: Console) -> None:
     from benchmark.moreg_report import render, tables
     from benchmark.plan import method_config
 
-    config = method_config("Ada", load_documented(settings), {})
+    config = method_config("Ada", load_documented(settings), {"codebook": "fast"})
     divisor = {"moreg_divisor": given.moreg_divisor}
     with opened(settings, console, divisor, unit="clip") as session:
 

@@ -9,7 +9,6 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ if __package__ in (None, ""):
 from rich.console import Console  # noqa: E402
 
 from benchmark.arguments import Parser  # noqa: E402
-from benchmark.command import passed_on, run_command  # noqa: E402
+from benchmark.command import run_command  # noqa: E402
 from benchmark.errors import BenchmarkError  # noqa: E402
-from benchmark.settings import Settings, read_settings  # noqa: E402
+from benchmark.study import kept_pictures, opened, study_parser, study_settings  # noqa: E402
 
 OUTPUT = ROOT / "benchmark" / "results" / "targets"
 POINTS = {
@@ -31,31 +30,32 @@ POINTS = {
     "adacorr_tolerance": ((0.004, 0.02), "tolerances in place of a target"),
 }
 """Option -> values by default, and what they are."""
-PASSED_ON = (
-    "model_type",
-    "model",
-    "prompts",
-    "judge",
-    "num_inference_steps",
-    "guidance_scale",
-    "device",
-    "threads",
-    "split",
-    "num_prompts",
-)
+PASSED_ON = {
+    "model_type": "flux",
+    "model": None,
+    "prompts": None,
+    "judge": None,
+    "num_inference_steps": None,
+    "guidance_scale": None,
+    "device": None,
+    "threads": None,
+    "split": None,
+    "num_prompts": "8",
+}
+"""Name -> default."""
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="target_study.py",
-        description="Auto with targets and tolerances: compute, true and expected PSNR.",
-        epilog="The other arguments are those of cache_execute.py; 8 prompts are taken by default.",
-        allow_abbrev=False,
+    parser = study_parser(
+        "target_study.py",
+        "Auto with targets and tolerances: compute, true and expected PSNR.",
+        PASSED_ON,
+        "benchmark/results/targets/FAMILY_STEPS",
+        "8 prompts of the test split are taken by default.",
     )
-    add = parser.add_argument
     for name, (values, meaning) in POINTS.items():
         listed = " ".join(f"{value:g}" for value in values)
-        add(
+        parser.add_argument(
             f"--{name}",
             type=float,
             nargs="*",
@@ -63,15 +63,6 @@ def make_parser() -> Parser:
             metavar="X",
             help=f"{meaning} ({listed})",
         )
-    add(
-        "--output_dir",
-        type=Path,
-        metavar="DIR",
-        help="new or empty (benchmark/results/targets/FAMILY)",
-    )
-    add("--resume", action="store_true", help="go on with an interrupted study")
-    for name in PASSED_ON:
-        add(f"--{name}", metavar="X", default="8" if name == "num_prompts" else None)
     return parser
 
 
@@ -91,17 +82,13 @@ def study_rows(given: Namespace, steps: int, solver: str) -> list[Any]:
     return rows
 
 
-def calibration_of(transformer: Any) -> dict[str, Any]:
-    """The relation and the settings in the targets' file beside the model."""
-    from xfuser_adacorr.model_executor.cache.calibration import calibration_path
+def calibration_of(model: str) -> dict[str, Any]:
+    """The relation and the settings in the targets' file beside the model's weights."""
     from xfuser_adacorr.model_executor.cache.target_calibration import TARGETS_FILE
 
-    path = calibration_path(transformer, TARGETS_FILE, None)
-    if path is None:
-        raise BenchmarkError(
-            f"--model: there is no {TARGETS_FILE} beside its weights; "
-            "scripts/calibrate_targets.py makes it"
-        )
+    path = Path(model) / "transformer" / TARGETS_FILE
+    if not path.is_file():
+        raise BenchmarkError(f"--model: there is no {path}; scripts/calibrate_targets.py makes one")
     content = json.loads(path.read_text())
     return {"psnr": content["psnr"], "settings": content["settings"]}
 
@@ -119,10 +106,7 @@ def measure(
     """
     from benchmark.metrics import PSNR_CAP_DB
 
-    reference = store.pictures(uncached.key)
-    if reference is None:
-        reference = make(uncached).pictures
-        store.save_pictures(uncached.key, reference)
+    reference = kept_pictures(store, uncached, make)
     results = []
     for row in rows:
         kept = store.row(row.key)
@@ -147,69 +131,38 @@ def measure(
     return results
 
 
-def study_settings(given: Namespace) -> Settings:
-    """The settings of the runs; raises `BenchmarkError` for what is wrong."""
-    settings = read_settings(["--output_dir=.", *passed_on(given, PASSED_ON)])
-    directory = given.output_dir or OUTPUT / settings.model_type
-    return replace(settings, output_dir=directory, resume=given.resume)
-
-
 def run(argv: Sequence[str], console: Console) -> None:
     """Make all pictures, then write ``results.json``, ``report.md`` and ``calibration.png``."""
     given = make_parser().parse_args(argv)
-    settings = study_settings(given)
+    settings = study_settings(given, PASSED_ON, OUTPUT)
 
-    from tqdm.auto import tqdm
-
-    from benchmark.cache_execute import run_identity
     from benchmark.families import FAMILIES
-    from benchmark.generate import generate_row, prepared
-    from benchmark.loading import fingerprint, load_prompts
-    from benchmark.metrics import psnr_db
     from benchmark.plots import plot_calibration
-    from benchmark.report import environment, write_study
-    from benchmark.runner import Workbench, threads
-    from benchmark.store import Store
     from benchmark.target_report import agreement_table, agreements, points_table, render
-    from benchmark.video_metrics import clip_psnr_db
 
-    store = Store(settings.output_dir)
-    store.check(settings.resume)
     steps = settings.num_inference_steps[0]
     rows = study_rows(given, steps, FAMILIES[settings.model_type].solvers[0])
-    load_prompts(settings)
-    console.print(f"Loading {settings.model}")
-    bench = Workbench(settings)
-    calibration = calibration_of(bench.pipe.transformer)
-    for row in rows:
-        with prepared(bench.pipe, row):
-            pass  # what cannot be enabled is said before anything is written
-    points = {name: list(getattr(given, name)) for name in POINTS}
-    store.open({**run_identity(settings, fingerprint, threads(settings)), **points}, given.resume)
-
-    total = (1 + len(rows)) * len(bench.entries)
-    with tqdm(total=total, desc="pictures", unit="picture", smoothing=0.05) as bar:
-
-        def make(row: Any) -> Any:
-            return generate_row(bench.pipe, settings, row, bench.entries, bar.update)
-
-        psnr = psnr_db if settings.num_frames is None else clip_psnr_db
-        results = measure(store, bench.uncached_row(steps), rows, make, psnr)
+    calibration = calibration_of(settings.model)
     spread = calibration["settings"]["spread_db"]
-    document = {
-        "schema": 1,
-        "environment": environment(bench),
-        "settings": settings.to_dict(),
+    points = {name: list(getattr(given, name)) for name in POINTS}
+    with opened(settings, console, points) as session:
+        bench = session.bench
+        uncached = bench.uncached_row(steps)
+        results = measure(bench.store, uncached, rows, session.make, session.psnr)
+        figure = bench.store.save_figure(
+            "calibration.png", lambda path: plot_calibration(path, results, spread)
+        )
+    found = {
         "calibration": calibration,
         "prompts": bench.entries,
         "agreement": agreements(results, spread),
         "results": results,
     }
-    figure = store.save_figure(
-        "calibration.png", lambda path: plot_calibration(path, results, spread)
+    session.write(
+        found,
+        lambda document: render(document, figure),
+        lambda document: [points_table(results), agreement_table(document["agreement"])],
     )
-    tables = [points_table(results), agreement_table(document["agreement"])]
-    write_study(store, document, render(document, figure), tables, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

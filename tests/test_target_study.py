@@ -171,7 +171,7 @@ def test_the_command_holds_a_target(command, tmp_path):
 
 def test_a_model_without_calibration_is_told_how_to_make_one(command, tmp_path, capfd):
     assert command("--target_compute", 0.5, "--target_psnr") == 2
-    assert "scripts/calibrate_targets.py makes it" in capfd.readouterr().err
+    assert "scripts/calibrate_targets.py makes one" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

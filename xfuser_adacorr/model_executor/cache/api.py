@@ -101,8 +101,7 @@ def enable_cache(
     Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes,
     schedulers that AdaCorrection cannot correct under, calibrations of another model or traces that
     cannot be replayed, ``per_sample`` where samples cannot be told apart, and if a cache is already
-    enabled; `TypeError` for wrong types;
-    `FileNotFoundError` for files that are not there.
+    enabled; `TypeError` for wrong types; `FileNotFoundError` for files that are not there.
     """
     if isinstance(config, str):
         config = CacheConfig.from_name(config, **options)

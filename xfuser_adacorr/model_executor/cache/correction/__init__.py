@@ -93,9 +93,9 @@ def make_correction(
     """The correction that ``config`` asks for, for one generation on the clock's schedule.
 
     ``scope`` are the ranks that share the sample; without a ``compensation`` it is what suits the
-    clock's scheduler. Unless it ``measures``, the calls to compute are
-    given, and only their values are corrected. ``calibration`` is for targets, None without one;
-    ``latent_channels`` has to be given with a pipeline's ``stage``.
+    clock's scheduler. Unless it ``measures``, the calls to compute are given, and only their values
+    are corrected. ``calibration`` is for targets, None without one; ``latent_channels`` has to be
+    given with a pipeline's ``stage``.
     """
     if not config.enable_adacorrection:
         if not config.forecasts_output:

@@ -8,10 +8,11 @@ from typing import Any
 from benchmark.errors import BenchmarkError
 from benchmark.method_names import CORRECTED, UNCACHED
 from benchmark.plots import plt
+from benchmark.readme import put_between
 from benchmark.store import whole_file, write_json, write_text
 from benchmark.tables import Result, Table, label, number
 
-MARKERS = ("<!-- cross-model table -->", "<!-- end -->")
+MARKER = "cross-model table"
 FIGURE = "psnr.png"
 
 _KEPT = (
@@ -191,16 +192,9 @@ def update_readme(readme: Path, results: Path) -> None:
     """Put the table of ``cross_model.json`` between the markers of a README.
 
     Raises:
-        BenchmarkError: there is no such file, or the markers are not there once, in order.
+        BenchmarkError: there is no such file, or the markers are not there, in order.
     """
     if not results.is_file():
         raise BenchmarkError(f"--update_readme: there is no {results}; run the comparison first")
     table = make_table(json.loads(results.read_text("utf-8"))).markdown()
-    text = readme.read_text("utf-8")
-    before, _, rest = text.partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    if any(text.count(marker) != 1 for marker in MARKERS) or MARKERS[1] not in rest:
-        raise BenchmarkError(
-            f"--update_readme: {readme} must have {MARKERS[0]} and then {MARKERS[1]}, each once"
-        )
-    write_text(readme, f"{before}{MARKERS[0]}\n\n{table}\n{MARKERS[1]}{after}")
+    put_between(readme, MARKER, table)

@@ -1,6 +1,7 @@
 """What AdaCache's Motion Regularization gains at equal compute on Open-Sora's fast clips.
 
-Ada with and without MoReg is swept over the scale of its codebook. `--help` lists the arguments.
+Ada without MoReg, with the published and with the relative one is swept over the scale of its
+codebook. `--help` lists the arguments.
 """
 
 import math
@@ -53,7 +54,7 @@ def make_parser() -> Parser:
         type=float,
         default=1.0,
         metavar="D",
-        help="d, which divides the motion, above 0 (1, as published)",
+        help="d of the published MoReg, which divides the motion, above 0 (1)",
     )
     return parser
 
@@ -87,14 +88,14 @@ def sweep_scales(
 
 
 class Study:
-    """Both sweeps on the same clips; every row is kept as soon as it is finished.
+    """The sweeps on the same clips; every row is kept as soon as it is finished.
 
     Args:
         store: where rows and the uncached clips are kept.
         make: makes a row's clips, `generate.Generated`.
         steps: sampling steps.
         config: options of Ada, without MoReg.
-        moreg_divisor: d of MoReg.
+        moreg_divisor: d of the published MoReg.
     """
 
     def __init__(
@@ -106,13 +107,14 @@ class Study:
         config: Any,
         moreg_divisor: float,
     ) -> None:
-        from benchmark.moreg_report import MOREG, PLAIN, halves, motions
+        from benchmark.moreg_report import MOREG, PLAIN, RELATIVE_MOREG, halves, motions
         from benchmark.plan import uncached_row
 
         self.store, self.make, self.steps = store, make, steps
         self.variants = {
             PLAIN: config,
             MOREG: replace(config, moreg=True, moreg_divisor=moreg_divisor),
+            RELATIVE_MOREG: replace(config, moreg="relative"),
         }
         self.reference = kept_pictures(store, uncached_row(steps), make)
         self.motion = motions(self.reference)
@@ -149,7 +151,7 @@ class Study:
         return [self.row(name, scale) for scale in sweep_scales(measure, FRACTIONS)]
 
     def results(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Clips, sweeps and both comparisons; ``entries`` are the clips' prompts and seeds."""
+        """Clips, sweeps and comparisons; ``entries`` are the clips' prompts and seeds."""
         from benchmark.moreg_report import comparisons
 
         sweeps = {name: self.sweep(name) for name in self.variants}
@@ -162,7 +164,7 @@ class Study:
 
 
 def run(argv: Sequence[str], console: Console) -> None:
-    """Sweep both variants, then write ``results.json`` and ``report.md``."""
+    """Sweep all variants, then write ``results.json`` and ``report.md``."""
     given = make_parser().parse_args(argv)
     if not 0 < given.moreg_divisor < math.inf:
         raise BenchmarkError(f"--moreg_divisor: must be above 0, got {given.moreg_divisor:g}")

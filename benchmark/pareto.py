@@ -95,6 +95,11 @@ def make_parser() -> Parser:
         help="for finished rows, new or empty (adacorr-results/pareto-FAMILY)",
     )
     add("--resume", action="store_true", help="go on with the run in --work_dir")
+    add(
+        "--update_readme",
+        action="store_true",
+        help="run nothing: README's tables and figure from all results in --output_dir",
+    )
     for name in PASSED_ON:
         add(f"--{name}", nargs="+" if name == "num_inference_steps" else None, metavar="X")
     return parser
@@ -165,6 +170,11 @@ def identity(settings: Settings, given: Namespace) -> dict:
 def run(argv: Sequence[str], console: Console) -> None:
     """Sweep, tune, score and report; raises `BenchmarkError` before anything is written."""
     given = make_parser().parse_args(argv)
+    if given.update_readme:
+        from benchmark.pareto_summary import update_readme
+
+        update_readme(ROOT / "README.md", given.output_dir)
+        return
     settings, left_out = pareto_settings(given)
 
     # Imported late: --help and mistakes on the command line answer at once.

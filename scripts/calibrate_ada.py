@@ -1,10 +1,15 @@
-"""Fit AdaCache's codebook for a model and a compute fraction, and store it beside the model."""
+"""Fit AdaCache's codebook for a model and a compute fraction; store it, and the mean motion of
+clips, beside the model."""
 
 import argparse
 
 from calibration_runs import add_steps, parse_arguments, run_pipeline, settings_of
 
-from xfuser_adacorr.model_executor.cache.calibration import ADA_FILE, save_ada_codebook
+from xfuser_adacorr.model_executor.cache.calibration import (
+    ADA_FILE,
+    AdaCalibration,
+    save_ada_calibration,
+)
 from xfuser_adacorr.model_executor.cache.codebook_fitting import RATES, AdaRecorder, step_shares
 
 
@@ -31,9 +36,12 @@ def main() -> None:
         num_inference_steps=arguments.num_inference_steps,
         compute_fraction=arguments.compute_fraction,
     )
-    save_ada_codebook(arguments.output, codebook, pipe.transformer, settings)
+    calibration = AdaCalibration(codebook, recorder.mean_motion())
+    save_ada_calibration(arguments.output, calibration, pipe.transformer, settings)
     for threshold, rate in codebook.entries:
         print(f"below {threshold:.4f}: next computed call after {rate}")
+    if calibration.motion is not None:
+        print(f"mean motion at {len(calibration.motion.points)} places of the run")
     print(f"{len(recorder.changes)} changes used; wrote {arguments.output}")
 
 

@@ -13,9 +13,10 @@ EVERY_STEP = {1.0: 1}
 class PublishedRule:
     """The schedule and the metric of AdaCache in float64; steps are counted from 1."""
 
-    def __init__(self, codebook, steps=STEPS, *, frames=None, divisor=1.0):
+    def __init__(self, codebook, steps=STEPS, *, frames=None, divisor=1.0, mean_motion=None):
         self.codebook, self.steps = codebook, steps
         self.frames, self.divisor = frames, divisor
+        self.mean_motion, self.motions = mean_motion, []
         self.step = self.previous = 0
         self.rate, self.motion, self.residual = 1, 1.0, None
         self.computed, self.changes = [], []
@@ -42,11 +43,16 @@ class PublishedRule:
 
     def motion_factor(self, p, rate):
         motion = 1.0
+        frames = p.unflatten(1, (self.frames, -1))
+        later, earlier = frames[:, 1:], frames[:, :-1]
+        measured = (later - earlier).abs().sum() / (later.abs().sum() + earlier.abs().sum())
+        self.motions.append((self.step / self.steps, float(measured)))
         if 4 * self.steps / 30 <= self.step <= 26 * self.steps / 30:
-            frames = p.unflatten(1, (self.frames, -1))
-            later, earlier = frames[:, 1:], frames[:, :-1]
-            motion = (later - earlier).abs().sum() / (later.abs().sum() + earlier.abs().sum())
-            motion = float((motion / 0.385) ** 8 / self.divisor)
+            if self.mean_motion is not None:  # ours, not the published one
+                return float(measured) / self.mean_motion(self.step / self.steps)
+            motion = float((measured / 0.385) ** 8 / self.divisor)
+        if self.mean_motion is not None:
+            return 1.0
         gradient = 10 * (motion - self.motion) / rate
         self.motion = motion
         return motion + abs(gradient)

@@ -14,9 +14,13 @@ from tests.published_ada import (
     refreshed,
 )
 from xfuser_adacorr import CacheConfig, enable_cache
+from xfuser_adacorr.core.codebook import Codebook
 from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.core.profile import Profile
 from xfuser_adacorr.core.signals import motion_sums
+from xfuser_adacorr.model_executor.cache.calibration import AdaCalibration, save_ada_calibration
 from xfuser_adacorr.model_executor.cache.clock import TimestepClock
+from xfuser_adacorr.model_executor.cache.codebook_fitting import AdaRecorder
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import BlockList, ModelFamily
 from xfuser_adacorr.model_executor.cache.engine import CacheEngine
 from xfuser_adacorr.models import STDiT3Transformer3DModel
@@ -184,6 +188,55 @@ def test_moreg_follows_the_published_rule(clip_model, steps, divisor):
     changes = [call.base_signal for call in summary.trace.calls]
     assert list(dict.fromkeys(changes[2:-1])) == pytest.approx(rule.changes[:-2], rel=1e-3)
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def calibrated(clip_model, tmp_path):
+    """The model with a calibration beside it: a codebook, and a mean motion that falls."""
+    motion = Profile(((0.1, 0.6), (0.5, 0.5), (0.9, 0.2)))
+    calibration = AdaCalibration(Codebook.of({1.0: 1}), motion)
+    clip_model.register_to_config(_name_or_path=str(tmp_path))
+    save_ada_calibration(tmp_path / "adacache.json", calibration, clip_model, {})
+    return clip_model, motion
+
+
+@pytest.mark.parametrize("steps", [30, STEPS])
+def test_relative_moreg_scales_changes_by_motion_over_its_mean(calibrated, steps):
+    model, mean_motion = calibrated
+    codebook = clip_codebook(model, steps=steps, frames=FRAMES, mean_motion=mean_motion)
+    rule = PublishedRule(codebook, steps, frames=FRAMES, mean_motion=mean_motion)
+    expected = published_clip_run(model, rule, steps)
+    x, summary = cached_clip_run(model, steps, codebook=codebook, moreg="relative")
+    assert refreshed(summary) == rule.computed
+    assert_varied(rule.computed)
+    changes = [call.base_signal for call in summary.trace.calls]
+    assert list(dict.fromkeys(changes[2:-1])) == pytest.approx(rule.changes[:-2], rel=1e-3)
+    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
+    plain, _ = cached_clip_run(model, steps, codebook=codebook)
+    assert not torch.allclose(x, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_relative_moreg_needs_a_calibration_of_the_motion(clip_model, tmp_path):
+    with pytest.raises(ValueError, match="moreg='relative' needs the mean motion of the model"):
+        install_on_clips(clip_model, moreg="relative", num_steps=STEPS)
+    clip_model.register_to_config(_name_or_path=str(tmp_path))
+    without = AdaCalibration(Codebook.of({1.0: 1}))
+    save_ada_calibration(tmp_path / "adacache.json", without, clip_model, {})
+    with pytest.raises(ValueError, match="calibrate_ada.py"):
+        install_on_clips(clip_model, moreg="relative", codebook="fast", num_steps=STEPS)
+
+
+def test_the_recorder_takes_the_mean_motion_of_clips(clip_model):
+    rule, recorder = PublishedRule(EVERY_STEP, frames=FRAMES, mean_motion=Profile()), AdaRecorder()
+    published_clip_run(clip_model, rule)
+    engine = install_on_clips(clip_model, codebook=EVERY_STEP, num_steps=STEPS)
+    engine.method.observe = recorder.note
+    for _ in range(2):
+        sample_clip(clip_model)
+    # what the last call measures is never asked for
+    found = torch.tensor(recorder.mean_motion().points)
+    torch.testing.assert_close(found, torch.tensor(rule.motions[:-1]), rtol=1e-4, atol=0)
+    assert len(recorder.changes) == 2 * (STEPS - 2)
 
 
 def test_second_generation_knows_nothing_of_the_first(clip_model):

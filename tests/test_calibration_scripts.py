@@ -12,7 +12,7 @@ import torch
 from tests.test_benchmark_families import TINY
 from xfuser_adacorr import cache_summary, enable_cache
 from xfuser_adacorr.model_executor.cache.calibration import (
-    load_ada_codebook,
+    load_ada_calibration,
     load_fast_maps,
     load_tea_polynomial,
 )
@@ -54,8 +54,9 @@ def calibrate(monkeypatch, tmp_path):
 def test_codebook_of_a_guided_family(calibrate):
     options = ("--num_inference_steps", 9, "--rates", 3, 2, 1, "--guidance_scale", 2)
     pipe, path = calibrate("calibrate_ada", "pixart", *options)
-    codebook = load_ada_codebook(pipe.transformer, str(path))
-    assert [rate for _, rate in codebook.entries] == [3, 2, 1]
+    calibration = load_ada_calibration(pipe.transformer, str(path))
+    assert [rate for _, rate in calibration.codebook.entries] == [3, 2, 1]
+    assert calibration.motion is None
     assert json.loads(path.read_text())["settings"] == {
         "num_prompts": 2,
         "num_inference_steps": 9,

@@ -8,7 +8,12 @@ from tests.published_ada import EVERY_STEP, STEPS, PublishedRule, flux_reference
 from tests.tiny import euler, make_tiny_flux
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 from xfuser_adacorr.core.codebook import Codebook, published_codebook
-from xfuser_adacorr.model_executor.cache.calibration import load_ada_codebook, save_ada_codebook
+from xfuser_adacorr.core.profile import Profile
+from xfuser_adacorr.model_executor.cache.calibration import (
+    AdaCalibration,
+    load_ada_calibration,
+    save_ada_calibration,
+)
 from xfuser_adacorr.model_executor.cache.codebook_fitting import AdaRecorder, step_shares
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.flux import FLUX
 from xfuser_adacorr.model_executor.cache.engine import engine_of
@@ -69,9 +74,12 @@ def test_unknown_number_of_steps_is_refused(sampler):
         ({"codebook": 3}, TypeError, "codebook must be .*, got 3"),
         ({"codebook": "fast", "calibration": "x"}, ValueError, "give one of them"),
         ({"moreg": 1}, TypeError, "moreg must be True or False"),
+        ({"moreg": "fast"}, ValueError, "moreg must be True, False or 'relative', got 'fast'"),
+        ({"moreg": "relative", "moreg_divisor": 2}, ValueError, "moreg_divisor must be 1"),
         ({"moreg_divisor": 0.0}, ValueError, "moreg_divisor must be above 0"),
         ({"use_cache": "Fb", "codebook": "fast"}, ValueError, "codebook is an option of Ada"),
         ({"use_cache": "Fb", "moreg": True}, ValueError, "moreg is an option of Ada"),
+        ({"use_cache": "Fb", "moreg": "relative"}, ValueError, "moreg is an option of Ada"),
     ],
 )
 def test_bad_options_name_what_is_accepted(options, error, message):
@@ -89,10 +97,12 @@ def test_configuration_with_a_codebook_survives_a_round_trip_and_is_hashable():
 def test_calibrated_codebook_is_bound_to_its_model(tmp_path, sampler):
     model, path = sampler.transformer, tmp_path / "adacache.json"
     codebook = Codebook.of({0.1: 4, 1e9: 3})
-    save_ada_codebook(path, codebook, model, {"num_inference_steps": 30})
-    assert load_ada_codebook(model, str(path)) == codebook
+    for motion in (None, Profile(((0.2, 0.07), (0.9, 0.02)))):
+        calibration = AdaCalibration(codebook, motion)
+        save_ada_calibration(path, calibration, model, {"num_inference_steps": 30})
+        assert load_ada_calibration(model, str(path)) == calibration
     with pytest.raises(ValueError, match="was made for another model"):
-        load_ada_codebook(make_tiny_flux(seed=1), str(path))
+        load_ada_calibration(make_tiny_flux(seed=1), str(path))
     model.register_to_config(_name_or_path=str(tmp_path))
     for options, used in (({}, codebook), ({"codebook": "fast"}, None)):
         enable_cache(model, "Ada", num_steps=30, **options)
@@ -100,12 +110,20 @@ def test_calibrated_codebook_is_bound_to_its_model(tmp_path, sampler):
         disable_cache(model)
 
 
-@pytest.mark.parametrize("text", ["junk", "{}", '{"codebook": [[0.2, 1], [0.1, 1]]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "junk",
+        "{}",
+        '{"codebook": [[0.2, 1], [0.1, 1]]}',
+        '{"codebook": [[0.2, 1]], "motion": [[0.5, 0]]}',
+    ],
+)
 def test_calibration_files_that_are_none_are_rejected(tmp_path, transformer, text):
     path = tmp_path / "junk.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="is not an AdaCache calibration"):
-        load_ada_codebook(transformer, str(path))
+        load_ada_calibration(transformer, str(path))
 
 
 def test_recorder_measures_the_changes_of_uncached_runs(sampler):
@@ -113,9 +131,9 @@ def test_recorder_measures_the_changes_of_uncached_runs(sampler):
     expected = euler(sampler, flux_reference(sampler.transformer, rule), STEPS)
     with recorder.attached(sampler.transformer, FLUX):
         for _ in range(2):
-            recorder.begin()
             assert torch.allclose(sampler.run(STEPS), expected, rtol=1e-5, atol=1e-5)
     assert recorder.changes == pytest.approx(2 * rule.changes[:-1], rel=1e-4)
+    assert recorder.mean_motion() is None  # pictures
     assert not hasattr(sampler.transformer, "_cache_call_handler")
 
 

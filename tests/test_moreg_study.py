@@ -8,7 +8,7 @@ import torch
 
 from benchmark import moreg_report, moreg_study
 from benchmark.generate import Generated
-from benchmark.moreg_report import MOREG, PLAIN
+from benchmark.moreg_report import MOREG, PLAIN, RELATIVE_MOREG
 from benchmark.store import Store
 from benchmark.video_metrics import clip_psnr_db
 from xfuser_adacorr import CacheConfig
@@ -138,28 +138,28 @@ def test_moving_compute_gains_on_fast_clips_what_it_costs_slow_ones(tmp_path):
     assert [clip["half"] for clip in results["clips"]] == ["slow", "fast", "slow", "fast"]
     for entry in results["per_half"]:
         expected = 20 + 40 * entry["fraction"]
-        assert entry["psnr_db"] == {
-            PLAIN: pytest.approx(expected, abs=0.01), MOREG: pytest.approx(expected, abs=0.01),
-        }  # fmt: skip
+        assert list(entry["psnr_db"]) == [PLAIN, entry["variant"]]
+        assert list(entry["psnr_db"].values()) == pytest.approx([expected] * 2, abs=0.01)
         assert entry["gain_db"] == pytest.approx(0, abs=0.01)
     moved = {"fast": 4 / 3, "slow": 2 / 3, "all": 1}
-    assert len(results["over_all_clips"]) == 6
+    variants = [entry["variant"] for entry in results["over_all_clips"]]
+    assert variants == 6 * [MOREG] + 6 * [RELATIVE_MOREG]
     for entry in results["over_all_clips"]:
         share = moved[entry["clips"]]
-        compute = {PLAIN: entry["fraction"], MOREG: share * entry["fraction"]}
+        compute = {PLAIN: entry["fraction"], entry["variant"]: share * entry["fraction"]}
         assert entry["compute_fraction"] == pytest.approx(compute, abs=1e-5)
         gain = 40 * (share - 1) * entry["fraction"]
         assert entry["gain_db"] == pytest.approx(gain, abs=0.01)
 
 
-def test_both_variants_differ_in_moreg_alone(tmp_path):
+def test_the_variants_differ_in_moreg_alone(tmp_path):
     make = Maker()
     study(tmp_path, make).results(ENTRIES)
     uncached, *cached = make.rows
     assert uncached.config is None
     assert {row.num_inference_steps for row in make.rows} == {30}
     assert {(row.name, row.config.moreg, row.config.moreg_divisor) for row in cached} == {
-        (PLAIN, False, 1.0), (MOREG, True, 1.2),
+        (PLAIN, False, 1.0), (MOREG, True, 1.2), (RELATIVE_MOREG, "relative", 1.0),
     }  # fmt: skip
     assert {row.config.codebook for row in cached} == {"fast"}
 
@@ -180,9 +180,10 @@ def test_the_report_shows_both_readings(tmp_path):
     }
     report = moreg_report.render(document)
     for line in (
-        "| fast, fast at 0.35 | 0.350 | 0.350 | 34.00 | 34.00 |",
-        "| fast, all at 0.35 | 0.350 | 0.467 | 34.00 | 38.67 | +4.67 ± 0.00 | 2 of 2 |",
-        "| slow, all at 0.5 | 0.500 | 0.333 | 40.00 | 33.33 | -6.67 ± 0.00 | 0 of 2 |",
+        "| Ada, MoReg | fast, fast at 0.35 | 0.350 | 0.350 | 34.00 | 34.00 |",
+        "| Ada, MoReg | fast, all at 0.35 | 0.350 | 0.467 | 34.00 | 38.67 | +4.67 ± 0.00 |",
+        "| Ada, relative MoReg | slow, all at 0.5 | 0.500 | 0.333 | 40.00 | 33.33 | -6.67 ± 0.00",
+        " | -6.67 ± 0.00 | 0 of 2 |",
         "| fast | 2 | 0.0350 | 0.0300 to 0.0400 |",
         "| Ada | 1 | 0.600 | 0.600 | 0.600 | 44.00 | 44.00 | 44.00 |",
         "| Ada, MoReg | 1 | 0.800 | 0.400 | 0.600 | 52.00 | 36.00 | 44.00 |",

@@ -15,7 +15,8 @@ from benchmark.small.judge import Judge, save_judge
 from benchmark.store import Store
 from tests.test_benchmark_cli import tiny_pipeline
 from xfuser_adacorr import CacheConfig
-from xfuser_adacorr.core.targets import PsnrRelation, RateProfile
+from xfuser_adacorr.core.profile import Profile
+from xfuser_adacorr.core.targets import PsnrRelation
 from xfuser_adacorr.model_executor.cache.correction.targets import TargetCalibration
 from xfuser_adacorr.model_executor.cache.target_calibration import save_target_calibration
 
@@ -155,7 +156,7 @@ def command(tmp_path):
 
 
 def test_the_command_holds_a_target(command, tmp_path):
-    calibration = TargetCalibration(RateProfile(), PsnrRelation(25.0, 20.0))
+    calibration = TargetCalibration(Profile(), PsnrRelation(25.0, 20.0))
     path = tmp_path / "flux" / "transformer" / "targets.json"
     save_target_calibration(path, calibration, command.pipe.transformer, {"spread_db": 2.0})
     points = ("--target_compute", 0.5, "--target_psnr", 30, "--adacorr_tolerance")

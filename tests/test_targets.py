@@ -11,9 +11,9 @@ from tests.samplers import SCHEDULERS, Loop
 from tests.tiny import FluxSampler, make_tiny_flux
 from tests.tiny_families import FAMILIES, cached
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
+from xfuser_adacorr.core.profile import Profile
 from xfuser_adacorr.core.targets import (
     PsnrRelation,
-    RateProfile,
     budget_tolerance,
     fidelity_tolerance,
     refreshes_left,
@@ -72,12 +72,12 @@ def test_tolerances_spend_what_they_are_for():
 
 
 def test_profile_is_linear_between_its_points():
-    profile = RateProfile(((0.2, 1.0), (0.6, 3.0)))
+    profile = Profile(((0.2, 1.0), (0.6, 3.0)))
     assert [profile(x) for x in (0.0, 0.2, 0.3, 0.6, 2.0)] == pytest.approx([1, 1, 1.5, 3, 3])
-    assert RateProfile()(0.7) == 1.0
+    assert Profile()(0.7) == 1.0
     for points in ((), ((0.5, 1.0), (0.5, 2.0)), ((0.5, 0.0),)):
         with pytest.raises(ValueError, match="profile"):
-            RateProfile(points)
+            Profile(points)
 
 
 def test_relation_to_psnr_is_fitted_and_inverted():
@@ -151,7 +151,7 @@ DRIFTS = {
 @pytest.mark.parametrize(("steps", "shift"), [(50, 1.0), (28, 3.0)])
 def test_budget_is_held_on_every_drift(drift, fraction, steps, shift):
     refreshed, _ = drive(
-        lambda clock: ComputeTarget(fraction, RateProfile(), clock), DRIFTS[drift], steps, shift
+        lambda clock: ComputeTarget(fraction, Profile(), clock), DRIFTS[drift], steps, shift
     )
     assert len(refreshed) == nearest_calls(fraction, steps)
     if fraction <= 0.5 and shift == 1.0:
@@ -161,7 +161,7 @@ def test_budget_is_held_on_every_drift(drift, fraction, steps, shift):
 
 
 def test_equal_rates_are_spent_evenly():
-    refreshed, _ = drive(lambda c: ComputeTarget(0.2, RateProfile(), c), DRIFTS["constant"])
+    refreshed, _ = drive(lambda c: ComputeTarget(0.2, Profile(), c), DRIFTS["constant"])
     *gaps, last = [b - a for a, b in pairwise(refreshed[2:])]
     assert set(gaps) <= {6, 7}
     assert last == 2, "a third of the others"
@@ -170,16 +170,16 @@ def test_equal_rates_are_spent_evenly():
 def test_refreshes_go_where_errors_are():
     """A known profile is followed; an unknown one is felt where it is measured."""
     rates = tuple((x / 20, math.sqrt(DRIFTS["early"](x / 20))) for x in range(21))
-    known, _ = drive(lambda c: ComputeTarget(0.24, RateProfile(rates), c), DRIFTS["early"])
-    flat, _ = drive(lambda c: ComputeTarget(0.24, RateProfile(), c), DRIFTS["early"])
+    known, _ = drive(lambda c: ComputeTarget(0.24, Profile(rates), c), DRIFTS["early"])
+    flat, _ = drive(lambda c: ComputeTarget(0.24, Profile(), c), DRIFTS["early"])
     assert len(known) == len(flat) == 12
     assert sum(i < 25 for i in known) >= 8
 
 
 def test_gaps_shorten_where_more_error_is_found():
-    even, _ = drive(lambda c: ComputeTarget(0.24, RateProfile(), c), DRIFTS["constant"])
+    even, _ = drive(lambda c: ComputeTarget(0.24, Profile(), c), DRIFTS["constant"])
     burst, _ = drive(
-        lambda c: ComputeTarget(0.24, RateProfile(), c),
+        lambda c: ComputeTarget(0.24, Profile(), c),
         lambda sigma: 5.0 if 0.3 < sigma < 0.6 else 0.1,
     )
     found = next(rank for rank, step in enumerate(burst) if 20 < step < 35)
@@ -192,7 +192,7 @@ def test_gaps_shorten_where_more_error_is_found():
 @pytest.mark.parametrize("allowed", [0.02, 0.1, 0.4])
 def test_expected_error_stays_within_what_is_allowed(drift, allowed):
     refreshed, history = drive(
-        lambda clock: FidelityTarget(allowed, RateProfile(), clock), DRIFTS[drift]
+        lambda clock: FidelityTarget(allowed, Profile(), clock), DRIFTS[drift]
     )
     assert history.pace.error <= 1.15 * allowed
     assert 2 < len(refreshed) < 50
@@ -272,7 +272,7 @@ def test_trace_shows_the_steered_tolerance(sampler):
 
 
 def calibrated(sampler, tmp_path, relation):
-    calibration = TargetCalibration(RateProfile(((0.0, 0.6), (1.0, 2.0))), relation)
+    calibration = TargetCalibration(Profile(((0.0, 0.6), (1.0, 2.0))), relation)
     save_target_calibration(tmp_path / "targets.json", calibration, sampler.transformer, {})
     sampler.transformer.register_to_config(_name_or_path=str(tmp_path))
 

@@ -18,6 +18,8 @@ PLANNED_METHODS = ("Schedule", "Replay")
 
 CALIBRATED_METHODS = ("Tea", "Fast", "Ada", "Schedule")
 STAND_INS = ("reuse", "forecast")
+RELATIVE = "relative"
+"""The other ``moreg`` than the published one."""
 TARGETS = ("target_compute", "target_speedup", "target_psnr")
 
 ADACORR_MODES = ("adaptive", "literal")
@@ -73,10 +75,11 @@ class CacheConfig:
     codebook: str | Mapping[float, int] | Sequence[tuple[float, int]] | None = None
     """Ada: ``fast`` or ``slow`` as published, or {threshold: rate}, thresholds rising (kept as a
     tuple of pairs); None: the calibrated one, else ``fast``."""
-    moreg: bool = False
-    """Ada: Motion Regularization, for models of videos."""
+    moreg: bool | str = False
+    """Ada: Motion Regularization, for models of videos: as published (True), or ``relative`` to the
+    model's mean motion, which needs a calibration of the model (`scripts/calibrate_ada.py`)."""
     moreg_divisor: float = 1.0
-    """Ada with ``moreg``: d, which divides the motion, > 0; the published code divides by 1."""
+    """Ada with published ``moreg``: d, which divides the motion, > 0; its code divides by 1."""
     schedule: int | Sequence[int] | Sequence[bool] | None = None
     """Schedule: N for a computed call every N steps, counted from the last one; the indices of the
     computed steps; or a mask of the run's length (kept as tuples). Step 0 is always computed.
@@ -147,11 +150,16 @@ class CacheConfig:
         self._check_per_sample()
 
     def _check_ada(self) -> None:
-        _check_flag("moreg", self.moreg)
+        if isinstance(self.moreg, str) and self.moreg != RELATIVE:
+            raise ValueError(f"moreg must be True, False or {RELATIVE!r}, got {self.moreg!r}")
+        if not isinstance(self.moreg, str):
+            _check_flag("moreg", self.moreg)
         _check_number("moreg_divisor", self.moreg_divisor)
         if self.moreg_divisor == 0:
             raise ValueError("moreg_divisor must be above 0")
-        for name, given in (("codebook", self.codebook is not None), ("moreg", self.moreg)):
+        if self.moreg == RELATIVE and self.moreg_divisor != 1:
+            raise ValueError(f"moreg_divisor must be 1 with moreg={RELATIVE!r}: nothing is divided")
+        for name, given in (("codebook", self.codebook is not None), ("moreg", bool(self.moreg))):
             if given and self.use_cache != "Ada":
                 raise ValueError(f"{name} is an option of Ada, not of {self.use_cache}")
         if self.codebook is not None and self.calibration is not None:

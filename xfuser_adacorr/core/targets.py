@@ -7,7 +7,6 @@ sum over all gaps is smallest where every gap adds up to the same error, the tol
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,31 +43,6 @@ def fidelity_tolerance(ahead: float, allowed: float) -> float:
     ``L / sqrt(2 tau)`` gaps of tau each. 0 where nothing is allowed any more.
     """
     return 2.0 * (max(allowed, 0.0) / ahead) ** 2 if ahead > 0.0 else math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class RateProfile:
-    """Rate s of a model per unit that a step follows its output, over the forecast's axis."""
-
-    points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
-    """(coordinate, rate above 0), coordinates rising; one point: the same everywhere."""
-
-    def __post_init__(self) -> None:
-        places = [place for place, _ in self.points]
-        if not places or places != sorted(set(places)):
-            raise ValueError(f"profile: coordinates must rise, got {places}")
-        if not all(math.isfinite(rate) and rate > 0.0 for _, rate in self.points):
-            raise ValueError(f"profile: rates must be above 0, got {self.points}")
-
-    def __call__(self, coordinate: float) -> float:
-        """Linear between the points, the end's value outside of them."""
-        above = bisect_left(self.points, (coordinate, 0.0))
-        if above == 0:
-            return self.points[0][1]
-        if above == len(self.points):
-            return self.points[-1][1]
-        (x0, y0), (x1, y1) = self.points[above - 1], self.points[above]
-        return y0 + (y1 - y0) * (coordinate - x0) / (x1 - x0)
 
 
 @dataclass(frozen=True, slots=True)

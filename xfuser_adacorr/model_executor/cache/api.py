@@ -157,7 +157,7 @@ def apply_cache_on_transformer(
     motion_threshold: float = 0.1,
     num_steps: int | None = None,
     codebook: str | Mapping[float, int] | Sequence[tuple[float, int]] | None = None,
-    moreg: bool = False,
+    moreg: bool | str = False,
     moreg_divisor: float = 1.0,
     return_hidden_states_first: bool | None = None,
     enable_adacorrection: bool = False,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xfuser_adacorr.core.codebook import Codebook
+from xfuser_adacorr.core.profile import Profile
 
 from .diffusers_adapters.registry import TeaPolynomial, config_of
 
@@ -113,28 +115,43 @@ def load_fast_maps(transformer: nn.Module, given: str | None) -> dict[str, Tenso
     return maps
 
 
-def save_ada_codebook(
-    path: Path, codebook: Codebook, transformer: nn.Module, settings: Mapping[str, Any]
+@dataclass(frozen=True, slots=True)
+class AdaCalibration:
+    """What AdaCache was told of a model."""
+
+    codebook: Codebook
+    motion: Profile | None = None
+    """Mean motion of p (MoReg's measure) over the share of the run that is over, (0, 1]; None: of a
+    model without frames."""
+
+
+def save_ada_calibration(
+    path: Path, calibration: AdaCalibration, transformer: nn.Module, settings: Mapping[str, Any]
 ) -> None:
-    """Write AdaCache's codebook with the model's fingerprint and how it was fitted."""
+    """Write AdaCache's calibration with the model's fingerprint and how it was fitted."""
     content = {
         "method": "Ada",
         "fingerprint": model_fingerprint(transformer),
-        "codebook": codebook.entries,
+        "codebook": calibration.codebook.entries,
+        "motion": calibration.motion and calibration.motion.points,
         "settings": dict(settings),
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def load_ada_codebook(transformer: nn.Module, given: str | None) -> Codebook | None:
-    """Read AdaCache's codebook; None without a file, `ValueError` if it is another model's."""
+def load_ada_calibration(transformer: nn.Module, given: str | None) -> AdaCalibration | None:
+    """Read AdaCache's calibration; None without a file, `ValueError` if it is another model's."""
     path = calibration_path(transformer, ADA_FILE, given)
     if path is None:
         return None
     try:
         content = json.loads(path.read_text())
-        codebook = Codebook.of(content["codebook"])
-    except (ValueError, KeyError, TypeError) as error:
+        motion = content.get("motion")
+        calibration = AdaCalibration(
+            Codebook.of(content["codebook"]),
+            motion and Profile(tuple((float(x), float(y)) for x, y in motion)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"calibration: {path} is not an AdaCache calibration ({error})") from error
     _check(path, content, "Ada", transformer)
-    return codebook
+    return calibration

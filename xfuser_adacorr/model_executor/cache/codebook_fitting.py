@@ -3,16 +3,18 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 from torch import nn
 
 from xfuser_adacorr.config import CacheConfig
 from xfuser_adacorr.core.codebook import Codebook
+from xfuser_adacorr.core.profile import Profile
 
-from .api import cache_summary, disable_cache, enable_cache
-from .context import Trace
+from .api import disable_cache, enable_cache
 from .diffusers_adapters.registry import ModelFamily
+from .engine import engine_of
 
 RATES = (6, 5, 4, 3, 2, 1)
 LEAST_CHANGES_PER_RATE = 4
@@ -22,28 +24,32 @@ _STEEPEST = 60.0
 
 @dataclass(slots=True)
 class AdaRecorder:
-    """Changes c of Ada's signal from step to step: Ada runs with every call computed."""
+    """What Ada measures from step to step while every call is computed."""
 
     changes: list[float] = field(default_factory=list)
-    _transformer: nn.Module | None = None
-    _taken: Trace | None = None
-
-    def begin(self) -> None:
-        """A new generation: take what the last one measured."""
-        trace = cache_summary(self._transformer).trace
-        if trace is not self._taken:
-            self.changes += [c.base_signal for c in trace.calls if c.base_signal is not None]
-            self._taken = trace
+    """c, without MoReg."""
+    motions: dict[float, list[float]] = field(default_factory=dict)
+    """Share of the run -> motion of p there, of clips."""
 
     @contextmanager
     def attached(self, transformer: nn.Module, family: ModelFamily) -> Iterator[None]:
         enable_cache(transformer, CacheConfig(use_cache="Ada", codebook=_EVERY_STEP))
-        self._transformer = transformer
+        engine_of(transformer).method.observe = self.note
         try:
             yield
-            self.begin()
         finally:
             disable_cache(transformer)
+
+    def note(self, place: float, change: float, motion: float | None) -> None:
+        """Of one computed call, as `Ada` tells it."""
+        self.changes.append(change)
+        if motion is not None:
+            self.motions.setdefault(place, []).append(motion)
+
+    def mean_motion(self) -> Profile | None:
+        """Mean over the runs at every place; None where there were no frames."""
+        points = [(place, fmean(values)) for place, values in sorted(self.motions.items())]
+        return Profile(tuple(points)) if points else None
 
     def fit(self, compute_fraction: float, rates: Sequence[int] = RATES) -> Codebook:
         """Thresholds that make ``rates`` cover the shares of `step_shares`, slowest change first.

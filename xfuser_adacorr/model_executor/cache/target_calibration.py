@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from xfuser_adacorr.config import TARGETS, CacheConfig
-from xfuser_adacorr.core.targets import PsnrRelation, RateProfile
+from xfuser_adacorr.core.profile import Profile
+from xfuser_adacorr.core.targets import PsnrRelation
 
 from .calibration import calibration_path, model_fingerprint
 from .correction.targets import TargetCalibration
@@ -52,7 +53,7 @@ def load_target_calibration(
         return TargetCalibration()
     try:
         content = json.loads(path.read_text())
-        profile = RateProfile(tuple((float(x), float(y)) for x, y in content["profile"]))
+        profile = Profile(tuple((float(x), float(y)) for x, y in content["profile"]))
         psnr = content["psnr"]
         relation = PsnrRelation(float(psnr["at_one"]), float(psnr["slope"]))
     except (ValueError, KeyError, TypeError) as error:

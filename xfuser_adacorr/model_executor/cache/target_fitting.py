@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from xfuser_adacorr.core.targets import PsnrRelation, RateProfile
+from xfuser_adacorr.core.profile import Profile
+from xfuser_adacorr.core.targets import PsnrRelation
 
 from .context import CallRecord, Trace
 from .correction.targets import TargetCalibration
@@ -69,7 +70,7 @@ class TargetRecorder:
             tuple(sum(values) / len(values) for values in zip(*bins[index], strict=True))
             for index in sorted(bins)
         ]
-        return TargetCalibration(RateProfile(tuple(points)), PsnrRelation.fitted(self.pictures))
+        return TargetCalibration(Profile(tuple(points)), PsnrRelation.fitted(self.pictures))
 
     def spread_db(self, relation: PsnrRelation) -> float:
         """Standard deviation of the pictures' PSNR around the relation."""

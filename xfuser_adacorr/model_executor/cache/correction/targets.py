@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
+from xfuser_adacorr.core.profile import Profile
 from xfuser_adacorr.core.targets import (
     PsnrRelation,
-    RateProfile,
     budget_tolerance,
     fidelity_tolerance,
     refreshes_left,
@@ -45,7 +45,7 @@ class Pace:
 class Target:
     """What is common: rates ahead are the profile's, scaled by what refreshes found so far."""
 
-    def __init__(self, profile: RateProfile, clock: SchedulerClock | TimestepClock) -> None:
+    def __init__(self, profile: Profile, clock: SchedulerClock | TimestepClock) -> None:
         self.profile = profile
         self._weights = None
         if clock.schedule is not None:
@@ -114,7 +114,7 @@ class ComputeTarget(Target):
     """
 
     def __init__(
-        self, fraction: float, profile: RateProfile, clock: SchedulerClock | TimestepClock
+        self, fraction: float, profile: Profile, clock: SchedulerClock | TimestepClock
     ) -> None:
         super().__init__(profile, clock)
         self.fraction = fraction
@@ -148,7 +148,7 @@ class FidelityTarget(Target):
     """Keeps the expected errors of the run, added up, within what a PSNR allows."""
 
     def __init__(
-        self, allowed: float, profile: RateProfile, clock: SchedulerClock | TimestepClock
+        self, allowed: float, profile: Profile, clock: SchedulerClock | TimestepClock
     ) -> None:
         super().__init__(profile, clock)
         self.allowed = allowed
@@ -162,5 +162,6 @@ class FidelityTarget(Target):
 class TargetCalibration:
     """What is known of a model from its development prompts; without it, equal rates."""
 
-    profile: RateProfile = field(default_factory=RateProfile)
+    profile: Profile = field(default_factory=Profile)
+    """Rate s per unit that a step follows its output, over the forecast's axis."""
     relation: PsnrRelation | None = None

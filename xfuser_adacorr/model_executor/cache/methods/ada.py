@@ -1,13 +1,15 @@
 """AdaCache: how fast one residual in the middle of the stack changes sets the next refresh."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.config import CacheConfig
+from xfuser_adacorr.config import RELATIVE, CacheConfig
 from xfuser_adacorr.core.codebook import Codebook, nearest_published_steps, published_codebook
+from xfuser_adacorr.core.profile import Profile
 from xfuser_adacorr.core.signals import l1_sums, motion_sums, ratio
-from xfuser_adacorr.model_executor.cache.calibration import load_ada_codebook
+from xfuser_adacorr.model_executor.cache.calibration import load_ada_calibration
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
 
@@ -59,10 +61,12 @@ class Ada(BaseMethod):
 
     With ``moreg`` (Motion Regularization), ``c := c * (m + |10 (m - m_prev) / k|)`` where
     ``m = (sum |p[1:] - p[:-1]| / sum (|p[1:]| + |p[:-1]|) / 0.385)^8 / moreg_divisor`` over frames
-    in the middle of the run and 1 outside of it.
+    in the middle of the run and 1 outside of it. With ``moreg="relative"``, ``c := c * m`` there
+    instead, where m is that quotient of sums over its mean in the model's other runs at this place.
 
-    Raises `ValueError` for ``moreg`` on models of images, for a codebook that is not published, and
-    on the first call if the number of steps is needed and not known.
+    Raises `ValueError` for ``moreg`` on models of images, for the relative one without a
+    calibration of the motion, for a codebook that is not published, and on the first call if the
+    number of steps is needed and not known.
     """
 
     def __init__(
@@ -83,7 +87,10 @@ class Ada(BaseMethod):
                 f"moreg must be False for {type(transformer).__name__}: it measures motion from "
                 f"frame to frame, and the tokens of family {family.name!r} have no frames"
             )
-        self.codebook_name, self.codebook = self._choose_codebook(config, transformer)
+        self.codebook_name, self.codebook, self.mean_motion = self._told(config, transformer)
+        self.observe: Callable[[float, float, float | None], None] | None = None
+        """Is told what computed calls measure: the share of the run up to there, c without MoReg,
+        and the motion where there are frames."""
         if self.codebook is None and self.num_steps is not None:
             published_codebook(self.codebook_name, self.num_steps)  # raises before the first call
         described = [
@@ -96,16 +103,26 @@ class Ada(BaseMethod):
         self.signal_block, self.attention_residual = described[middle] if described else (None,) * 2
 
     @staticmethod
-    def _choose_codebook(
+    def _told(
         config: CacheConfig, transformer: nn.Module
-    ) -> tuple[str, None] | tuple[None, Codebook]:
-        """A published codebook's name, or the codebook given or calibrated."""
+    ) -> tuple[str | None, Codebook | None, Profile | None]:
+        """A published codebook's name, or the codebook given or calibrated; and the mean motion."""
+        calibrated = None
+        if config.codebook is None or config.moreg == RELATIVE:
+            calibrated = load_ada_calibration(transformer, config.calibration)
+        motion = calibrated and calibrated.motion
+        if config.moreg == RELATIVE and motion is None:
+            raise ValueError(
+                f"moreg={RELATIVE!r} needs the mean motion of the model: make a calibration of its "
+                "clips with scripts/calibrate_ada.py, or leave moreg at False"
+            )
         if isinstance(config.codebook, str):
-            return config.codebook, None
+            return config.codebook, None, motion
         if config.codebook is not None:
-            return None, Codebook(config.codebook)
-        calibrated = load_ada_codebook(transformer, config.calibration)
-        return (DEFAULT_CODEBOOK, None) if calibrated is None else (None, calibrated)
+            return None, Codebook(config.codebook), motion
+        if calibrated is None:
+            return DEFAULT_CODEBOOK, None, motion
+        return None, calibrated.codebook, motion
 
     def new_state(self) -> AdaState:
         return AdaState()
@@ -135,16 +152,21 @@ class Ada(BaseMethod):
 
     def _change(self, state: AdaState, sums: list[float], total: int) -> float:
         """c of the last computed call, with MoReg's factor where it is on."""
-        change = ratio(*sums[:2]) / state.gap
+        change, done = ratio(*sums[:2]) / state.gap, state.computed + 1
+        motion = ratio(*sums[2:]) if len(sums) > 2 else None
+        if self.observe is not None:
+            self.observe(done / total, change, motion)
         if not self.moreg:
             return change
-        motion, steps = 1.0, nearest_published_steps(total)
+        steps = nearest_published_steps(total)
         first, last = MOREG_WINDOWS[steps]
-        if first * total <= (state.computed + 1) * steps <= last * total:
-            motion = (ratio(*sums[2:]) / MOREG_CENTRE) ** MOREG_POWER / self.moreg_divisor
-        gradient = MOREG_GRADIENT * (motion - state.motion) / state.gap
-        state.motion = motion
-        return change * (motion + abs(gradient))
+        within = first * total <= done * steps <= last * total
+        if self.moreg == RELATIVE:
+            return change * motion / self.mean_motion(done / total) if within else change
+        factor = (motion / MOREG_CENTRE) ** MOREG_POWER / self.moreg_divisor if within else 1.0
+        gradient = MOREG_GRADIENT * (factor - state.motion) / state.gap
+        state.motion = factor
+        return change * (factor + abs(gradient))
 
     def settle(self, state: AdaState, verdict: Verdict | None, refreshed: bool) -> None:
         if refreshed:
@@ -179,11 +201,16 @@ class Ada(BaseMethod):
         else:
             stream = self.family.output_stream
             current = out[stream] - call.streams[stream]
-        num_frames = self.family.num_frames(call.arguments) if self.moreg else None
-        if num_frames == 1:
+        num_frames = self._frames(call)
+        if self.moreg and num_frames == 1:
             raise ValueError("moreg must be False for a single frame: it measures motion")
         if state.reference is not None:
             state.unread = l1_sums(current, state.reference)
-            if num_frames is not None:
+            if num_frames > 1:
                 state.unread += motion_sums(current, num_frames)
         state.reference = current
+
+    def _frames(self, call: BlockCall) -> int:
+        """Frames to measure motion between; 0 where nobody asks for it."""
+        asked = self.moreg or self.observe is not None
+        return self.family.num_frames(call.arguments) if asked and self.family.num_frames else 0

@@ -1,0 +1,157 @@
+"""README's table and figure of all Pareto runs: Auto against the best of every kind of rival."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from benchmark.errors import BenchmarkError
+from benchmark.families import FAMILIES
+from benchmark.method_names import CORRECTED, SCHEDULE
+from benchmark.pareto_report import OURS
+from benchmark.peers import is_peer
+from benchmark.readme import put_between
+from benchmark.store import whole_file
+from benchmark.sweep import FRACTIONS
+from benchmark.tables import MISSING, Table, number
+from xfuser_adacorr import METHODS
+
+FIGURE = "pareto.png"
+SEARCHED = SCHEDULE + CORRECTED
+KINDS: dict[str, Callable[[str], bool]] = {
+    "bases + AdaCorrection": lambda name: name.endswith(CORRECTED) and name != SEARCHED,
+    "searched schedule + AdaCorrection": lambda name: name == SEARCHED,
+    "searched schedule": lambda name: name.startswith(SCHEDULE) and name != SEARCHED,
+    "other projects": is_peer,
+    "bases": lambda name: name in METHODS and name != OURS,
+    "fewer steps": lambda name: name.endswith("fewer steps"),
+}
+"""Kind of rival -> whether a method is one."""
+WITHOUT_OURS = ("searched schedule", "other projects", "bases", "fewer steps")
+"""The kinds that know nothing of AdaCorrection."""
+TITLES = {"psnr": "uncached run", "psnr_ode": "exact ODE"}
+
+Document = Mapping[str, Any]
+
+
+def read_documents(directory: Path) -> list[Document]:
+    """All ``pareto_FAMILY_STEPS.json`` of a directory; `BenchmarkError` if there is none."""
+    paths = [
+        directory / f"pareto_{family}_{steps}.json"
+        for family in FAMILIES
+        for steps in sorted(_steps(directory, family), reverse=True)
+    ]
+    if not paths:
+        raise BenchmarkError(f"--update_readme: no pareto_FAMILY_STEPS.json in {directory}")
+    return [json.loads(path.read_text("utf-8")) for path in paths]
+
+
+def _steps(directory: Path, family: str) -> list[int]:
+    return [int(path.stem.rpartition("_")[2]) for path in directory.glob(f"pareto_{family}_*.json")]
+
+
+def named(document: Document) -> str:
+    """Family and number of steps."""
+    steps = document["results"][0]["reference_steps"]
+    return f"{document['settings']['model_type']}, {steps} steps"
+
+
+def best(entries: Sequence[Document], kinds: Sequence[str]) -> Document | None:
+    """The entry, of one quantity and fraction, with the highest value among these kinds."""
+    chosen = [
+        entry
+        for entry in entries
+        if entry["value"] is not None and any(KINDS[kind](entry["cache_method"]) for kind in kinds)
+    ]
+    return max(chosen, key=lambda entry: entry["value"], default=None)
+
+
+def summary_table(documents: Sequence[Document], quantity: str) -> Table:
+    """PSNR in dB at `FRACTIONS`, of Auto and of the best of each kind at each of them.
+
+    The last column is what Auto gains over the best of `WITHOUT_OURS`, in brackets where the band
+    of the difference contains 0.
+    """
+    cells = []
+    for document in documents:
+        lines = [
+            [e for e in document["at_fractions"] if e["quantity"] == quantity and e["at"] == at]
+            for at in FRACTIONS
+        ]
+        own = [next(e for e in line if e["cache_method"] == OURS) for line in lines]
+        found = [[best(line, [kind]) for line in lines] for kind in KINDS]
+        gains = [_gain(best(line, WITHOUT_OURS)) for line in lines]
+        cells.append((named(document), _triple(own), *map(_triple, found), " / ".join(gains)))
+    title = f"PSNR in dB to the {TITLES[quantity]}"
+    return Table(title, ("", OURS, *KINDS, f"{OURS} gains"), cells)
+
+
+def _triple(entries: Sequence[Document | None]) -> str:
+    return " / ".join(number(entry and entry["value"], 1) for entry in entries)
+
+
+def _gain(rival: Document | None) -> str:
+    gain = rival and rival["auto_gains"]
+    if gain is None:
+        return MISSING
+    text = number(gain["value"], 1, signed=True)
+    return f"({text})" if gain["low"] <= 0 <= gain["high"] else text
+
+
+def draw(path: Path, documents: Sequence[Document]) -> None:
+    """PSNR to the uncached run over total compute, a panel a run: the best rows of each kind."""
+    columns = min(3, len(documents))
+    lines = -(-len(documents) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.8 * lines), squeeze=False)
+    for axis in axes.flat[len(documents) :]:
+        axis.remove()
+    for axis, document in zip(axes.flat, documents, strict=False):
+        for index, (kind, belongs) in enumerate({OURS: OURS.__eq__, **KINDS}.items()):
+            points = upper_envelope(document["results"], belongs)
+            if points:
+                colour, width = ("black", 2.2) if kind == OURS else (f"C{index}", 1.2)
+                axis.plot(*zip(*points, strict=True), ".-", color=colour, lw=width, label=kind)
+        axis.set(title=named(document), xlabel="total compute", xlim=(0.15, 0.65))
+        axis.grid(alpha=0.3)
+    for line in axes:
+        line[0].set_ylabel("PSNR to uncached (dB)")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def upper_envelope(
+    results: Sequence[Document], belongs: Callable[[str], bool]
+) -> list[tuple[float, float]]:
+    """(total compute, mean PSNR) of the rows that no other one beats with less compute."""
+    points = sorted(
+        (row["total_compute_fraction"], -row["psnr_db"]["mean"])
+        for row in results
+        if row["psnr_db"] and belongs(row["cache_method"])
+    )
+    kept: list[tuple[float, float]] = []
+    for compute, negative in points:
+        if not kept or -negative > kept[-1][1]:
+            kept.append((compute, -negative))
+    return kept
+
+
+def put_tables(readme: Path, documents: Sequence[Document]) -> None:
+    """Put the table of each of `TITLES` between its markers."""
+    for quantity in TITLES:
+        put_between(readme, f"pareto {quantity}", summary_table(documents, quantity).markdown())
+
+
+def update_readme(readme: Path, directory: Path) -> None:
+    """Draw the figure beside the results, and put the tables into README."""
+    documents = read_documents(directory)
+    put_tables(readme, documents)
+    with whole_file(directory / FIGURE) as temporary:
+        draw(temporary, documents)

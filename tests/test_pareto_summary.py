@@ -1,0 +1,111 @@
+"""README's table of the Pareto runs: who counts as what, and what stands in the cells."""
+
+import json
+
+import pytest
+
+from benchmark import pareto, pareto_summary
+from benchmark.errors import BenchmarkError
+from benchmark.settings import ROOT
+
+PSNR = {
+    "Auto": (40.0, 50.0, 60.0),
+    "Fast": (30.0, 31.0, 32.0),
+    "Fast+AdaCorrection": (41.0, 49.0, 59.0),
+    "Schedule, forecast": (38.0, None, 55.0),
+    "Schedule": (33.0, 51.0, 34.0),
+    "Schedule+AdaCorrection": (39.0, 52.0, 58.0),
+    "diffusers:TaylorSeer": (None, 45.0, 57.0),
+    "cache-dit:DBCache": (35.0, 36.0, 57.5),
+    "Euler, fewer steps": (36.0, 37.0, 38.0),
+    "uncached": (None, None, None),
+}
+AT = (0.25, 0.35, 0.5)
+
+
+def document(name="flux"):
+    entries = []
+    for method, values in PSNR.items():
+        for at, value, own in zip(AT, values, PSNR["Auto"], strict=True):
+            gain = None
+            if value is not None and method != "Auto":
+                gain = {"value": own - value, "low": own - value - 3, "high": own - value + 3}
+            for quantity in ("psnr", "psnr_ode", "ssim"):
+                entry = {"quantity": quantity, "at": at, "cache_method": method}
+                entries.append({**entry, "value": value, "auto_gains": gain and dict(gain)})
+    rows = [
+        {
+            "cache_method": method,
+            "reference_steps": 28,
+            "total_compute_fraction": at,
+            "psnr_db": None if value is None else {"mean": value},
+        }
+        for method, values in PSNR.items()
+        for at, value in zip(AT, values, strict=True)
+    ]
+    return {"settings": {"model_type": name}, "results": rows, "at_fractions": entries}
+
+
+def test_each_cell_has_the_best_of_its_kind_and_gains_are_over_all_without_adacorrection():
+    table = pareto_summary.summary_table([document()], "psnr")
+    (cells,) = table.cells
+    assert dict(zip(table.heads, cells, strict=True)) == {
+        "": "flux, 28 steps",
+        "Auto": "40.0 / 50.0 / 60.0",
+        "bases + AdaCorrection": "41.0 / 49.0 / 59.0",
+        "searched schedule + AdaCorrection": "39.0 / 52.0 / 58.0",
+        "searched schedule": "38.0 / 51.0 / 55.0",
+        "other projects": "35.0 / 45.0 / 57.5",
+        "bases": "30.0 / 31.0 / 32.0",
+        "fewer steps": "36.0 / 37.0 / 38.0",
+        # over the searched forecast, the searched reuse and DBCache; all bands are 3 dB wide
+        "Auto gains": "(+2.0) / (-1.0) / (+2.5)",
+    }
+
+
+def test_a_gain_whose_band_excludes_0_has_no_brackets():
+    content = document()
+    for entry in content["at_fractions"]:
+        if entry["auto_gains"]:
+            entry["auto_gains"]["low"] += 2.5
+    assert pareto_summary.summary_table([content], "psnr").cells[0][-1] == "+2.0 / (-1.0) / +2.5"
+
+
+def test_the_envelope_drops_rows_that_less_compute_beats():
+    def belongs(name):
+        return name.startswith("Schedule") and "Ada" not in name
+
+    points = pareto_summary.upper_envelope(document()["results"], belongs)
+    assert points == [(0.25, 38.0), (0.35, 51.0), (0.5, 55.0)]
+    points = pareto_summary.upper_envelope(document()["results"], "Schedule".__eq__)
+    assert points == [(0.25, 33.0), (0.35, 51.0)]
+
+
+def test_the_readme_gets_both_tables_and_the_figure_is_drawn(tmp_path):
+    for name in ("flux", "dit"):
+        (tmp_path / f"pareto_{name}_28.json").write_text(json.dumps(document(name)))
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "a\n<!-- pareto psnr -->\n<!-- end -->\nb\n<!-- pareto psnr_ode -->\nx\n<!-- end -->\nc\n"
+    )
+    for _ in range(2):
+        pareto_summary.update_readme(readme, tmp_path)
+        text = readme.read_text()
+        table = pareto_summary.summary_table([document(), document("dit")], "psnr").markdown()
+        assert text.startswith(f"a\n<!-- pareto psnr -->\n\n{table}\n<!-- end -->\nb\n")
+        assert text.count("| flux, 28 steps |") == 2 and text.endswith("<!-- end -->\nc\n")
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_results_the_readme_cannot_be_updated(tmp_path):
+    with pytest.raises(BenchmarkError, match="--update_readme: no pareto_FAMILY_STEPS"):
+        pareto_summary.update_readme(ROOT / "README.md", tmp_path)
+    assert pareto.main(["--update_readme", "--output_dir", str(tmp_path)]) == 2
+
+
+def test_the_committed_readme_has_the_committed_results(tmp_path):
+    copy, text = tmp_path / "README.md", (ROOT / "README.md").read_text("utf-8")
+    documents = pareto_summary.read_documents(pareto.RESULTS)
+    copy.write_text(text, "utf-8")
+    pareto_summary.put_tables(copy, documents)
+    assert copy.read_text("utf-8") == text

@@ -139,7 +139,7 @@ def _method(document: Mapping[str, Any]) -> str:
         "pictures, and how many of them gain. Variants: mean ± deviation over the pictures.",
         "Even: refreshes evenly spaced in the step index, the first and the last step among them. "
         "Auto: by its tolerance, with gamma = lambda = 1 unless said otherwise.",
-        "No compensation, linear blend, last value and last two refreshed are no options of the "
+        "No compensation, linear blend, last value and last call refreshed are no options of the "
         "package: the study replaces the part in the running program "
         "(`benchmark/ablation_variants.py`).",
         f"Environment: {environment}.",

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 from unittest.mock import patch
 
 from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.core import blend
-from xfuser_adacorr.model_executor.cache import correction, engine
-from xfuser_adacorr.model_executor.cache.correction import forecast
+from xfuser_adacorr.model_executor.cache import correction
+from xfuser_adacorr.model_executor.cache.correction import adacorrection, forecast
 from xfuser_adacorr.model_executor.cache.correction.compensation import Compensation
 
 # Parts that no option switches off are replaced in the running program, for the study alone.
@@ -36,15 +35,9 @@ def without_damping() -> AbstractContextManager:
     return patch.object(forecast, "updated_damping", lambda *changes: 1.0)
 
 
-def with_last_two_refreshed() -> AbstractContextManager:
-    """The call before the last one is computed too, whatever its weight."""
-    rule = engine.reason_for
-
-    def reason_for(call: Any, *others: Any) -> str:
-        reason = rule(call, *others)
-        return "last" if reason == "reuse" and call.step.remaining == 2 else reason
-
-    return patch.object(engine, "reason_for", reason_for)
+def with_last_refreshed() -> AbstractContextManager:
+    """The last call is computed, whatever is expected of it."""
+    return patch.object(adacorrection, "LAST_SHARE", -1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +80,7 @@ LAMBDA_0 = Variant(name="Auto, lambda 0", config=_auto(adacorr_lambda=0.0))
 LAMBDA_4 = Variant(name="Auto, lambda 4", config=_auto(adacorr_lambda=4.0))
 GAMMA_HALF = Variant(name="Auto, gamma 0.5", config=_auto(adacorr_gamma=0.5))
 GAMMA_2 = Variant(name="Auto, gamma 2", config=_auto(adacorr_gamma=2.0))
-LAST_TWO = Variant(name="Auto, last two refreshed", config=_auto(), switch=with_last_two_refreshed)
+LAST = Variant(name="Auto, last call refreshed", config=_auto(), switch=with_last_refreshed)
 TARGET = Variant(name="Auto, compute target", config=_auto(), knob="target_compute")
 
 VARIANTS = (
@@ -105,7 +98,7 @@ VARIANTS = (
     LAMBDA_4,
     GAMMA_HALF,
     GAMMA_2,
-    LAST_TWO,
+    LAST,
     TARGET,
 )
 
@@ -133,6 +126,6 @@ PARTS = (
     Part("spatial term: lambda 4 for 0", LAMBDA_4, LAMBDA_0),
     Part("gamma 0.5 for 1", GAMMA_HALF, AUTO),
     Part("gamma 2 for 1", GAMMA_2, AUTO),
-    Part("last two refreshed for the last one", LAST_TWO, AUTO),
+    Part("last call spared where little is expected", AUTO, LAST),
     Part("compute target for a fixed tolerance", TARGET, AUTO),
 )

@@ -92,6 +92,27 @@ def summary_table(documents: Sequence[Document], quantity: str) -> Table:
     return Table(title, ("", OURS, *KINDS, f"{OURS} gains"), cells)
 
 
+def corrections_table(documents: Sequence[Document]) -> Table:
+    """PSNR in dB to the uncached run at `FRACTIONS`, of every base method without and with
+    AdaCorrection; a column a run."""
+    names = [name + suffix for name in METHODS if name != OURS for suffix in ("", CORRECTED)]
+    cells = []
+    for name in names:
+        values = [_values_of(document, name) for document in documents]
+        cells.append((name, *(" / ".join(number(v, 1) for v in triple) for triple in values)))
+    heads = ("method", *map(named, documents))
+    return Table("Base methods, and what AdaCorrection makes of them", heads, cells)
+
+
+def _values_of(document: Document, name: str) -> list[float | None]:
+    found = {
+        entry["at"]: entry["value"]
+        for entry in document["at_fractions"]
+        if entry["quantity"] == "psnr" and entry["cache_method"] == name
+    }
+    return [found.get(fraction) for fraction in FRACTIONS]
+
+
 def _triple(entries: Sequence[Document | None]) -> str:
     return " / ".join(number(entry and entry["value"], 1) for entry in entries)
 
@@ -144,9 +165,10 @@ def upper_envelope(
 
 
 def put_tables(readme: Path, documents: Sequence[Document]) -> None:
-    """Put the table of each of `TITLES` between its markers."""
+    """Put the three tables between their markers."""
     for quantity in TITLES:
         put_between(readme, f"pareto {quantity}", summary_table(documents, quantity).markdown())
+    put_between(readme, "pareto corrections", corrections_table(documents).markdown())
 
 
 def update_readme(readme: Path, directory: Path) -> None:

@@ -102,12 +102,13 @@ def test_without_curvature_the_blend_has_two_nodes():
     assert curvature_node(0.4, 0.6, 0.8) == 0.8
 
 
-def test_the_last_two_calls_are_refreshed_by_the_switch_alone():
+def test_the_last_call_is_refreshed_by_the_switch_whatever_is_expected_of_it():
     loop = Loop(FluxSampler(None).scheduler)
-    config = CacheConfig(use_cache="Auto", adacorr_gamma=0.0)
-    assert run(loop, config)[1] == [0, 11]
-    assert run(loop, config, ablation_variants.with_last_two_refreshed)[1] == [0, 10, 11]
-    assert run(loop, config)[1] == [0, 11]
+    config = CacheConfig(use_cache="Auto", adacorr_tolerance=0.1)
+    spared = run(loop, config)[1]
+    assert spared[-1] < 11
+    assert run(loop, config, ablation_variants.with_last_refreshed)[1] == [*spared, 11]
+    assert run(loop, config)[1] == spared
 
 
 def test_counts_of_refreshes_enclose_the_fractions():

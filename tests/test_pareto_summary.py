@@ -71,6 +71,16 @@ def test_a_gain_whose_band_excludes_0_has_no_brackets():
     assert pareto_summary.summary_table([content], "psnr").cells[0][-1] == "+2.0 / (-1.0) / +2.5"
 
 
+def test_base_methods_stand_above_their_corrections():
+    table = pareto_summary.corrections_table([document(), document("dit")])
+    assert table.heads == ("method", "flux, 28 steps", "dit, 28 steps")
+    lines = {cells[0]: cells[1:] for cells in table.cells}
+    assert list(lines)[-4:] == ["Fast", "Fast+AdaCorrection", "Ada", "Ada+AdaCorrection"]
+    assert lines["Fast"] == ("30.0 / 31.0 / 32.0",) * 2
+    assert lines["Fast+AdaCorrection"] == ("41.0 / 49.0 / 59.0",) * 2
+    assert lines["Ada"] == ("- / - / -",) * 2  # not in these runs
+
+
 def test_the_envelope_drops_rows_that_less_compute_beats():
     def belongs(name):
         return name.startswith("Schedule") and "Ada" not in name
@@ -81,19 +91,21 @@ def test_the_envelope_drops_rows_that_less_compute_beats():
     assert points == [(0.25, 33.0), (0.35, 51.0)]
 
 
-def test_the_readme_gets_both_tables_and_the_figure_is_drawn(tmp_path):
+def test_the_readme_gets_its_tables_and_the_figure_is_drawn(tmp_path):
     for name in ("flux", "dit"):
         (tmp_path / f"pareto_{name}_28.json").write_text(json.dumps(document(name)))
     readme = tmp_path / "README.md"
     readme.write_text(
-        "a\n<!-- pareto psnr -->\n<!-- end -->\nb\n<!-- pareto psnr_ode -->\nx\n<!-- end -->\nc\n"
+        "a\n<!-- pareto psnr -->\n<!-- end -->\nb\n<!-- pareto psnr_ode -->\nx\n<!-- end -->\n"
+        "<!-- pareto corrections -->\n<!-- end -->\nc\n"
     )
     for _ in range(2):
         pareto_summary.update_readme(readme, tmp_path)
         text = readme.read_text()
         table = pareto_summary.summary_table([document(), document("dit")], "psnr").markdown()
         assert text.startswith(f"a\n<!-- pareto psnr -->\n\n{table}\n<!-- end -->\nb\n")
-        assert text.count("| flux, 28 steps |") == 2 and text.endswith("<!-- end -->\nc\n")
+        assert text.count("| flux, 28 steps |") == 3 and text.endswith("<!-- end -->\nc\n")
+        assert "| Fast+AdaCorrection | 41.0 / 49.0 / 59.0 |" in text
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 

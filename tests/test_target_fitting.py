@@ -45,8 +45,8 @@ def test_rates_are_read_from_a_trace():
     # after the third refresh (call 4) on: the calls 5, 7, 9
     assert [place for place, _ in rates] == pytest.approx([0.5, 0.3, 0.1])
     assert [rate for _, rate in rates] == pytest.approx([math.sqrt(0.25) * 1.6] * 3)
-    one = 0.25 * 0.16 * 0.16  # the last gap has no refresh after it
-    assert expected_error(trace.calls) == pytest.approx(4 * one)
+    one = 0.25 * 0.16 * 0.16
+    assert expected_error(trace.calls) == pytest.approx(5 * one)
 
 
 def test_recorder_fits_profile_and_relation():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LAST_GAP = 1 / 3
-"""Length of the gap before the last call, whose error nothing repairs, in those of other gaps."""
+"""Length of the gap after the last refresh, whose error nothing repairs, in those of other gaps."""
 
 
 def refreshes_left(
@@ -31,10 +31,9 @@ def refreshes_left(
 def budget_tolerance(ahead: float, refreshes: int) -> float:
     """tau that spends ``refreshes`` (at least 1) over the rates ``ahead``.
 
-    ``(L / (B - 1 + LAST_GAP))^2 / 2``: B - 1 equal gaps and one, before the last call, of
-    `LAST_GAP` of their length.
+    ``(L / (B + LAST_GAP))^2 / 2``: B equal gaps and one, to the end, of `LAST_GAP` of their length.
     """
-    return (ahead / (refreshes - 1 + LAST_GAP)) ** 2 / 2.0
+    return (ahead / (refreshes + LAST_GAP)) ** 2 / 2.0
 
 
 def fidelity_tolerance(ahead: float, allowed: float) -> float:

@@ -13,10 +13,6 @@ from .context import Branch, CallRecord
 from .correction.adacorrection import AdaCorrection, Score
 from .methods.base import BaseMethod, Verdict
 
-FORCED_WHERE_GUESSED = 2
-"""Last calls a correction computes where the number of calls left is only guessed: it may be off
-by one."""
-
 
 @dataclass(slots=True)
 class ActiveCall:
@@ -50,7 +46,7 @@ def reason_for(
     """
     forced_last = int(method.forces_last)
     if correction is not None:
-        forced_last = 1 if call.step.exact else FORCED_WHERE_GUESSED
+        forced_last = correction.forced_last(call.step, call.score)
     if call.branch.calls == 0:
         return "first"
     if method.decides_alone:

@@ -38,8 +38,8 @@ def measured_rates(trace: Trace, schedule: NoiseSchedule) -> list[tuple[float, f
 
 def expected_error(calls: Sequence[CallRecord]) -> float:
     """Expected errors of all gaps of a run of one branch, added up."""
-    ends = [call for call, after in pairwise(calls) if after.refreshed and not call.refreshed]
-    return sum(call.expected_error for call in ends)
+    ends = [call for call, after in pairwise(calls) if after.refreshed]
+    return sum(call.expected_error for call in [*ends, calls[-1]] if not call.refreshed)
 
 
 @dataclass(slots=True)

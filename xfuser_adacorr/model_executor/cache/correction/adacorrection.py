@@ -32,6 +32,11 @@ from .targets import Pace, Target
 FIRST_DRIFT_LIMIT = 0.5
 """In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
 offset yet."""
+LAST_SHARE = 1 / 3
+"""Of the tolerance, up to which the last call is spared: nothing mends what it misses."""
+FORCED_WHERE_GUESSED = 2
+"""Last calls that are computed where the number of calls left is only guessed: it may be off by
+one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,19 @@ class AdaCorrection(OutputForecast):
             return self.tolerance
         velocity = history.velocity_to_latents
         return self.target.tolerance(history.pace, step, history.kappa, velocity)
+
+    def forced_last(self, step: Step, score: Score | None) -> int:
+        """How many of the last calls are computed, whatever their weight.
+
+        A refresh in the last call mends one step only, and the gap before it is never compensated:
+        where little is expected to be missed, or a budget is held, one earlier is worth more.
+        """
+        if not step.exact:
+            return FORCED_WHERE_GUESSED
+        if self.target is not None and self.target.holds_budget:
+            return 0
+        known = score is not None and score.expected_offset is not None
+        return int(not known or score.accumulated_error > LAST_SHARE * score.tolerance)
 
     def forced(self, step: Step) -> str | None:
         """Reason (`CallRecord.reason`) to compute a call for more than its own sake."""

@@ -45,6 +45,9 @@ class Pace:
 class Target:
     """What is common: rates ahead are the profile's, scaled by what refreshes found so far."""
 
+    holds_budget = False
+    """It rules every call, the last one too."""
+
     def __init__(self, profile: Profile, clock: SchedulerClock | TimestepClock) -> None:
         self.profile = profile
         self._weights = None
@@ -112,6 +115,8 @@ class ComputeTarget(Target):
 
     Where several branches are called in a step, the first decides for all of them.
     """
+
+    holds_budget = True
 
     def __init__(
         self, fraction: float, profile: Profile, clock: SchedulerClock | TimestepClock

@@ -196,7 +196,8 @@ def test_at_most_one_read_a_call(name, host_reads):  # noqa: F811
     loop.run(SAMPLES)
     plain = list(counts)
     each, together = reads_of_second_run(True), reads_of_second_run(False)
-    assert each[0] == together[0]  # the schedule, and what the last run left unread
+    # the schedule, and what the last run left unread: nothing, if its last call was spared
+    assert abs(each[0] - together[0]) <= 1
     assert all(now - before <= 1 for now, before in zip(each[1:], plain[1:], strict=True))
 
 

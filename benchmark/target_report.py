@@ -1,5 +1,6 @@
 """How well targets are held and expectations met, picture by picture: figures, tables, report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import StatisticsError, correlation, fmean
 from typing import Any
@@ -13,6 +14,8 @@ Result = Mapping[str, Any]
 
 HELD_WITHIN = 0.03
 """Relative deviation from a compute target up to which it counts as held."""
+MET_WITHIN = 1.5
+"""Factor between expected and true error up to which an expectation counts as met."""
 
 
 def pairs(results: Sequence[Result]) -> list[tuple[float, float]]:
@@ -41,9 +44,14 @@ def agreement(points: Sequence[tuple[float, float]], spread_db: float) -> dict[s
         "correlation": r and round(r, 4),
         "mean_deviation_db": round(fmean(missed), 4) if missed else None,
         "mean_absolute_deviation_db": round(fmean(map(abs, missed)), 4) if missed else None,
-        "within_spread": round(fmean(abs(x) <= spread_db for x in missed), 4) if missed else None,
+        "within_spread": _share_within(missed, spread_db),
+        "met": _share_within(missed, 20.0 * math.log10(MET_WITHIN)),
         "spread_db": spread_db,
     }
+
+
+def _share_within(missed: Sequence[float], limit_db: float) -> float | None:
+    return round(fmean(abs(x) <= limit_db for x in missed), 4) if missed else None
 
 
 def agreements(results: Sequence[Result], spread_db: float) -> dict[str, dict[str, Any]]:
@@ -101,6 +109,7 @@ def agreement_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
         "mean deviation dB",
         "mean absolute deviation dB",
         "within spread",
+        f"within a factor of {MET_WITHIN}",
     )
     cells = [
         (
@@ -109,7 +118,7 @@ def agreement_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
             number(entry["correlation"], 3),
             number(entry["mean_deviation_db"], 1, signed=True),
             number(entry["mean_absolute_deviation_db"], 1),
-            MISSING if entry["within_spread"] is None else f"{entry['within_spread']:.0%}",
+            *(MISSING if entry[n] is None else f"{entry[n]:.0%}" for n in ("within_spread", "met")),
         )
         for name, entry in found.items()
     ]
@@ -137,7 +146,8 @@ def render(document: Mapping[str, Any], figure: str) -> str:
         "does not have.\n\n"
         f"## {agreed.title}\n\n{agreed.markdown()}\n"
         "- Deviation: expected minus true, picture by picture. Pictures that are the same as the "
-        "uncached one are left out.\n\n"
+        "uncached one are left out. A factor of the error (the root of the mean square) of "
+        f"{MET_WITHIN} is {20.0 * math.log10(MET_WITHIN):.1f} dB.\n\n"
         f"![Expected against true PSNR]({figure})\n\n"
         f"- One point a picture; the line is where both are equal, the band the calibration's "
         f"spread.\n- Environment: {environment}.\n"

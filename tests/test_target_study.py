@@ -89,6 +89,8 @@ def test_agreement_of_points_worked_out_by_hand():
     assert found["mean_deviation_db"] == pytest.approx(0.0)
     assert found["mean_absolute_deviation_db"] == pytest.approx(2.0)
     assert found["within_spread"] == pytest.approx(2 / 3, abs=1e-4)
+    # a factor of 1.5 is 3.52 dB
+    assert target_report.agreement([(40.0, 43.5), (40.0, 36.4)], 9.0)["met"] == 0.5
     assert (found["pictures"], found["spread_db"]) == (3, 2.0)
 
 
@@ -130,7 +132,7 @@ def test_report_and_figure(tmp_path):
         "| target_compute 0.4 | 0.425 (0.400-0.450) | +12.5%, not held | 50.0 (40.0) | 52.0 |",
         "| target_psnr 45 | 0.425 (0.400-0.450) | - | 50.0 (40.0) | 52.0 |",
         "| adacorr_tolerance 0.01 | 0.425 (0.400-0.450) | - | 50.0 (40.0) | - |",
-        "| all | 4 | 1.000 | +2.0 | 2.0 | 0% |",
+        "| all | 4 | 1.000 | +2.0 | 2.0 | 0% | 100% |",
     ):
         assert line in report
     plot_calibration(tmp_path / "calibration.png", results, 1.0)

@@ -35,6 +35,8 @@ KINDS: dict[str, Callable[[str], bool]] = {
 """Kind of rival -> whether a method is one."""
 WITHOUT_OURS = ("searched schedule", "other projects", "bases", "fewer steps")
 """The kinds that know nothing of AdaCorrection."""
+SHOWN = (0.15, 0.65)
+"""Range of total compute in the figure."""
 TITLES = {"psnr": "uncached run", "psnr_ode": "exact ODE"}
 
 Document = Mapping[str, Any]
@@ -126,41 +128,50 @@ def _gain(rival: Document | None) -> str:
 
 
 def draw(path: Path, documents: Sequence[Document]) -> None:
-    """PSNR to the uncached run over total compute, a panel a run: the best rows of each kind."""
+    """PSNR to the uncached run over total compute, a panel a run: Auto, the best of each kind."""
     columns = min(3, len(documents))
     lines = -(-len(documents) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.8 * lines), squeeze=False)
+    size = (4.6 * columns, 3.8 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
     for axis in axes.flat[len(documents) :]:
         axis.remove()
     for axis, document in zip(axes.flat, documents, strict=False):
-        for index, (kind, belongs) in enumerate({OURS: OURS.__eq__, **KINDS}.items()):
-            points = upper_envelope(document["results"], belongs)
-            if points:
-                colour, width = ("black", 2.2) if kind == OURS else (f"C{index}", 1.2)
-                axis.plot(*zip(*points, strict=True), ".-", color=colour, lw=width, label=kind)
-        axis.set(title=named(document), xlabel="total compute", xlim=(0.15, 0.65))
+        results = document["results"]
+        axis.plot(*zip(*points(results, OURS.__eq__), strict=True), ".-", color="black", lw=2.2)
+        for index, belongs in enumerate(KINDS.values()):
+            best_ones = upper_envelope(points(results, belongs))
+            if best_ones:
+                axis.plot(*zip(*best_ones, strict=True), ".-", color=f"C{index}", lw=1.2)
+        axis.set(title=named(document), xlabel="total compute")
         axis.grid(alpha=0.3)
     for line in axes:
         line[0].set_ylabel("PSNR to uncached (dB)")
-    axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    colours = ["black", *(f"C{index}" for index in range(len(KINDS)))]
+    handles = [plt.Line2D([], [], color=colour) for colour in colours]
+    figure.legend(handles, [OURS, *KINDS], ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
-def upper_envelope(
+def points(
     results: Sequence[Document], belongs: Callable[[str], bool]
 ) -> list[tuple[float, float]]:
-    """(total compute, mean PSNR) of the rows that no other one beats with less compute."""
-    points = sorted(
-        (row["total_compute_fraction"], -row["psnr_db"]["mean"])
+    """(total compute, mean PSNR) of the rows of these methods within `SHOWN`, compute rising."""
+    found = [
+        (row["total_compute_fraction"], row["psnr_db"]["mean"])
         for row in results
         if row["psnr_db"] and belongs(row["cache_method"])
-    )
+    ]
+    return sorted(point for point in found if SHOWN[0] <= point[0] <= SHOWN[1])
+
+
+def upper_envelope(ordered: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats with less compute."""
     kept: list[tuple[float, float]] = []
-    for compute, negative in points:
-        if not kept or -negative > kept[-1][1]:
-            kept.append((compute, -negative))
+    for compute, psnr in sorted(ordered, key=lambda point: (point[0], -point[1])):
+        if not kept or psnr > kept[-1][1]:
+            kept.append((compute, psnr))
     return kept
 
 

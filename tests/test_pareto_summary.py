@@ -85,10 +85,14 @@ def test_the_envelope_drops_rows_that_less_compute_beats():
     def belongs(name):
         return name.startswith("Schedule") and "Ada" not in name
 
-    points = pareto_summary.upper_envelope(document()["results"], belongs)
-    assert points == [(0.25, 38.0), (0.35, 51.0), (0.5, 55.0)]
-    points = pareto_summary.upper_envelope(document()["results"], "Schedule".__eq__)
-    assert points == [(0.25, 33.0), (0.35, 51.0)]
+    results = document()["results"]
+    found = pareto_summary.points(results, belongs)
+    assert found == [(0.25, 33.0), (0.25, 38.0), (0.35, 51.0), (0.5, 34.0), (0.5, 55.0)]
+    assert pareto_summary.upper_envelope(found) == [(0.25, 38.0), (0.35, 51.0), (0.5, 55.0)]
+    found = pareto_summary.points(results, "Schedule".__eq__)
+    assert pareto_summary.upper_envelope(found) == [(0.25, 33.0), (0.35, 51.0)]
+    far = [{**row, "total_compute_fraction": 0.7} for row in results]
+    assert pareto_summary.points(far, belongs) == []
 
 
 def test_the_readme_gets_its_tables_and_the_figure_is_drawn(tmp_path):

@@ -8,9 +8,10 @@ import torch
 from tests.tiny import FluxSampler, all_blocks, make_tiny_flux
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.core.offset import Drift
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.context import CallRecord
-from xfuser_adacorr.model_executor.cache.correction.adacorrection import AdaCorrection
+from xfuser_adacorr.model_executor.cache.correction.adacorrection import AdaCorrection, Score
 from xfuser_adacorr.model_executor.cache.correction.literal import (
     LiteralCorrection,
     literal_weight,
@@ -34,6 +35,22 @@ def config_of(use_cache, **options):
     if use_cache != "Auto":
         options = {"rel_l1_thresh": 0.3, **options}
     return CacheConfig(use_cache=use_cache, enable_adacorrection=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "known", "exact", "forced"),
+    [
+        (0.003, True, True, 0),  # within a third of the tolerance
+        (0.0034, True, True, 1),
+        (0.0, False, True, 1),  # nothing has been measured yet
+        (0.0, True, False, 2),  # it may not be the last one
+    ],
+)
+def test_the_last_call_is_spared_where_little_is_expected(error, known, exact, forced):
+    correction = AdaCorrection(gamma=1.0, lambda_=1.0, tolerance=0.01)
+    score = Score(0.3, Drift(0.1, 0.0), 0.1 if known else None, error, 0.01)
+    assert correction.forced_last(Step(9, 0.1, 0.0, 1, exact), score) == forced
+    assert correction.forced_last(Step(0, 1.0, 0.9, 10, exact), None) == (1 if exact else 2)
 
 
 @pytest.mark.parametrize("use_cache", [*BASES, "Auto"])

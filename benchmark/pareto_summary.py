@@ -5,17 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-
 from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
 from benchmark.method_names import CORRECTED, SCHEDULE
 from benchmark.pareto_report import OURS
 from benchmark.peers import is_peer
+from benchmark.plots import plt
 from benchmark.readme import put_between
 from benchmark.store import whole_file
 from benchmark.sweep import FRACTIONS

@@ -3,17 +3,18 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
 from benchmark.method_names import CORRECTED, SCHEDULE
-from benchmark.pareto_report import OURS
+from benchmark.pareto_report import OURS, by_method
 from benchmark.peers import is_peer
 from benchmark.plots import plt
 from benchmark.readme import put_between
 from benchmark.store import whole_file
-from benchmark.sweep import FRACTIONS
+from benchmark.sweep import FRACTIONS, interpolate
 from benchmark.tables import MISSING, Table, number
 from xfuser_adacorr import METHODS
 
@@ -35,6 +36,8 @@ SHOWN = (0.15, 0.65)
 TITLES = {"psnr": "uncached run", "psnr_ode": "exact ODE"}
 
 Document = Mapping[str, Any]
+Curve = list[tuple[float, float]]
+"""Points of (total compute, PSNR in dB)."""
 
 
 def read_documents(directory: Path) -> list[Document]:
@@ -89,6 +92,28 @@ def summary_table(documents: Sequence[Document], quantity: str) -> Table:
     return Table(title, ("", OURS, *KINDS, f"{OURS} gains"), cells)
 
 
+def median_table(documents: Sequence[Document]) -> Table:
+    """PSNR in dB of the median picture at `FRACTIONS`, of Auto and of the best of each kind.
+
+    Every method but Auto with the best of its settings, by this very median.
+    """
+    cells = []
+    for document in documents:
+        methods = by_method(document["results"])
+        found = {}
+        for name, rows in methods.items():
+            curve = points(rows, median_psnr)
+            curve = curve if name == OURS else best_up_to(curve)
+            found[name] = [interpolate(curve, fraction) for fraction in FRACTIONS]
+        triples = [found[OURS]]
+        for belongs in KINDS.values():
+            of_kind = [values for name, values in found.items() if belongs(name)]
+            at_each = ([values[i] for values in of_kind] for i in range(len(FRACTIONS)))
+            triples.append([max(filter(None, values), default=None) for values in at_each])
+        cells.append((named(document), *map(_numbers, triples)))
+    return Table("PSNR in dB of the median picture to the uncached run", ("", OURS, *KINDS), cells)
+
+
 def corrections_table(documents: Sequence[Document]) -> Table:
     """PSNR in dB to the uncached run at `FRACTIONS`, of every base method without and with
     AdaCorrection; a column a run."""
@@ -96,7 +121,7 @@ def corrections_table(documents: Sequence[Document]) -> Table:
     cells = []
     for name in names:
         values = [_values_of(document, name) for document in documents]
-        cells.append((name, *(" / ".join(number(v, 1) for v in triple) for triple in values)))
+        cells.append((name, *map(_numbers, values)))
     heads = ("method", *map(named, documents))
     return Table("Base methods, and what AdaCorrection makes of them", heads, cells)
 
@@ -111,7 +136,11 @@ def _values_of(document: Document, name: str) -> list[float | None]:
 
 
 def _triple(entries: Sequence[Document | None]) -> str:
-    return " / ".join(number(entry and entry["value"], 1) for entry in entries)
+    return _numbers([entry and entry["value"] for entry in entries])
+
+
+def _numbers(values: Sequence[float | None]) -> str:
+    return " / ".join(number(value, 1) for value in values)
 
 
 def _gain(rival: Document | None) -> str:
@@ -131,10 +160,12 @@ def draw(path: Path, documents: Sequence[Document]) -> None:
     for axis in axes.flat[len(documents) :]:
         axis.remove()
     for axis, document in zip(axes.flat, documents, strict=False):
-        results = document["results"]
-        axis.plot(*zip(*points(results, OURS.__eq__), strict=True), ".-", color="black", lw=2.2)
+        methods = by_method(document["results"])
+        own = within_shown(points(methods[OURS], mean_psnr))
+        axis.plot(*zip(*own, strict=True), ".-", color="black", lw=2.2)
         for index, belongs in enumerate(KINDS.values()):
-            best_ones = upper_envelope(points(results, belongs))
+            rows = [row for name in methods if belongs(name) for row in methods[name]]
+            best_ones = upper_envelope(within_shown(points(rows, mean_psnr)))
             if best_ones:
                 axis.plot(*zip(*best_ones, strict=True), ".-", color=f"C{index}", lw=1.2)
         axis.set(title=named(document), xlabel="total compute")
@@ -149,31 +180,43 @@ def draw(path: Path, documents: Sequence[Document]) -> None:
     plt.close(figure)
 
 
-def points(
-    results: Sequence[Document], belongs: Callable[[str], bool]
-) -> list[tuple[float, float]]:
-    """(total compute, mean PSNR) of the rows of these methods within `SHOWN`, compute rising."""
-    found = [
-        (row["total_compute_fraction"], row["psnr_db"]["mean"])
-        for row in results
-        if row["psnr_db"] and belongs(row["cache_method"])
-    ]
-    return sorted(point for point in found if SHOWN[0] <= point[0] <= SHOWN[1])
+def mean_psnr(row: Document) -> float:
+    return row["psnr_db"]["mean"]
 
 
-def upper_envelope(ordered: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def median_psnr(row: Document) -> float:
+    return median(row["psnr_per_picture"])
+
+
+def points(rows: Sequence[Document], value: Callable[[Document], float]) -> Curve:
+    """(total compute, value) of the rows that differ from the uncached run, compute rising."""
+    return sorted((row["total_compute_fraction"], value(row)) for row in rows if row["psnr_db"])
+
+
+def within_shown(curve: Curve) -> Curve:
+    return [point for point in curve if SHOWN[0] <= point[0] <= SHOWN[1]]
+
+
+def upper_envelope(curve: Curve) -> Curve:
     """The points that no other one beats with less compute."""
-    kept: list[tuple[float, float]] = []
-    for compute, psnr in sorted(ordered, key=lambda point: (point[0], -point[1])):
+    kept: Curve = []
+    for compute, psnr in sorted(curve, key=lambda point: (point[0], -point[1])):
         if not kept or psnr > kept[-1][1]:
             kept.append((compute, psnr))
     return kept
 
 
+def best_up_to(curve: Curve) -> Curve:
+    """The `upper_envelope`; what more compute does not improve stays as it is."""
+    kept = upper_envelope(curve)
+    return [*kept, (curve[-1][0], kept[-1][1])] if curve and curve[-1][0] > kept[-1][0] else kept
+
+
 def put_tables(readme: Path, documents: Sequence[Document]) -> None:
-    """Put the three tables between their markers."""
+    """Put the four tables between their markers."""
     for quantity in TITLES:
         put_between(readme, f"pareto {quantity}", summary_table(documents, quantity).markdown())
+    put_between(readme, "pareto median", median_table(documents).markdown())
     put_between(readme, "pareto corrections", corrections_table(documents).markdown())
 
 

@@ -39,6 +39,7 @@ def document(name="flux"):
             "reference_steps": 28,
             "total_compute_fraction": at,
             "psnr_db": None if value is None else {"mean": value},
+            "psnr_per_picture": value and [value - 11, value + 1, value + 10],
         }
         for method, values in PSNR.items()
         for at, value in zip(AT, values, strict=True)
@@ -82,17 +83,31 @@ def test_base_methods_stand_above_their_corrections():
 
 
 def test_the_envelope_drops_rows_that_less_compute_beats():
-    def belongs(name):
-        return name.startswith("Schedule") and "Ada" not in name
-
-    results = document()["results"]
-    found = pareto_summary.points(results, belongs)
+    rows = [r for r in document()["results"] if r["cache_method"].startswith("Schedule")]
+    rows = [row for row in rows if row["cache_method"] != "Schedule+AdaCorrection"]
+    found = pareto_summary.points(rows, pareto_summary.mean_psnr)
     assert found == [(0.25, 33.0), (0.25, 38.0), (0.35, 51.0), (0.5, 34.0), (0.5, 55.0)]
     assert pareto_summary.upper_envelope(found) == [(0.25, 38.0), (0.35, 51.0), (0.5, 55.0)]
-    found = pareto_summary.points(results, "Schedule".__eq__)
+    lone = [row for row in rows if row["cache_method"] == "Schedule"]
+    found = pareto_summary.points(lone, pareto_summary.mean_psnr)
     assert pareto_summary.upper_envelope(found) == [(0.25, 33.0), (0.35, 51.0)]
-    far = [{**row, "total_compute_fraction": 0.7} for row in results]
-    assert pareto_summary.points(far, belongs) == []
+    assert pareto_summary.best_up_to(found) == [(0.25, 33.0), (0.35, 51.0), (0.5, 51.0)]
+    assert pareto_summary.best_up_to([]) == []
+    assert pareto_summary.within_shown([(0.1, 1.0), (0.2, 2.0), (0.7, 3.0)]) == [(0.2, 2.0)]
+
+
+def test_the_median_picture_is_that_of_the_best_settings():
+    (cells,) = pareto_summary.median_table([document()]).cells
+    assert cells == (
+        "flux, 28 steps",
+        "41.0 / 51.0 / 61.0",
+        "42.0 / 50.0 / 60.0",
+        "40.0 / 53.0 / 59.0",
+        "39.0 / 52.0 / 56.0",  # at 0.5 of the forecast
+        "36.0 / 46.0 / 58.5",
+        "31.0 / 32.0 / 33.0",
+        "37.0 / 38.0 / 39.0",
+    )
 
 
 def test_the_readme_gets_its_tables_and_the_figure_is_drawn(tmp_path):
@@ -101,14 +116,14 @@ def test_the_readme_gets_its_tables_and_the_figure_is_drawn(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(
         "a\n<!-- pareto psnr -->\n<!-- end -->\nb\n<!-- pareto psnr_ode -->\nx\n<!-- end -->\n"
-        "<!-- pareto corrections -->\n<!-- end -->\nc\n"
+        "<!-- pareto median -->\n<!-- end -->\n<!-- pareto corrections -->\n<!-- end -->\nc\n"
     )
     for _ in range(2):
         pareto_summary.update_readme(readme, tmp_path)
         text = readme.read_text()
         table = pareto_summary.summary_table([document(), document("dit")], "psnr").markdown()
         assert text.startswith(f"a\n<!-- pareto psnr -->\n\n{table}\n<!-- end -->\nb\n")
-        assert text.count("| flux, 28 steps |") == 3 and text.endswith("<!-- end -->\nc\n")
+        assert text.count("| flux, 28 steps |") == 4 and text.endswith("<!-- end -->\nc\n")
         assert "| Fast+AdaCorrection | 41.0 / 49.0 / 59.0 |" in text
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 

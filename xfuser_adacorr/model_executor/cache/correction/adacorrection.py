@@ -32,6 +32,9 @@ from .targets import Pace, Target
 FIRST_DRIFT_LIMIT = 0.5
 """In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
 offset yet."""
+GAP_GROWTH = 1.5
+"""How many times the last gap between refreshes the next may be: what was found in a short gap tells
+little of a much longer one."""
 LAST_SHARE = 1 / 3
 """Of the tolerance, up to which the last call is spared: nothing mends what it misses."""
 FORCED_WHERE_GUESSED = 2
@@ -57,6 +60,10 @@ class History(Outputs):
     latents: Tensor | None = None
     spatial: Tensor | None = None
     """Sum over tokens of the channel deviation of ``latents`` (scalar)."""
+    refreshed_at: int | None = None
+    """Step index of the last refresh."""
+    gap: int | None = None
+    """Steps from the refresh before to the last one."""
     kappa: float | None = None
     velocity_to_latents: float = 0.0
     accumulated_error: float = 0.0
@@ -136,8 +143,10 @@ class AdaCorrection(OutputForecast):
             )
             tolerance = self._tolerance(history, step)
             relative = ratio(error, tolerance)
-        weight = correction_weight(offset_score(relative, drift.spatial, self.lambda_), self.gamma)
-        return Score(weight, drift, expected, error, tolerance)
+        total = offset_score(relative, drift.spatial, self.lambda_)
+        if history.gap and step.index - history.refreshed_at >= GAP_GROWTH * history.gap:
+            total = max(total, 1.0)
+        return Score(correction_weight(total, self.gamma), drift, expected, error, tolerance)
 
     def _tolerance(self, history: History, step: Step) -> float:
         if self.target is None:
@@ -231,7 +240,10 @@ class AdaCorrection(OutputForecast):
     def take_latents(
         self, history: History, latents: Tensor, score: Score | None, record: CallRecord
     ) -> None:
-        """Measure drift from these latents on."""
+        """Measure drift, and the next gap, from these latents on."""
+        if history.refreshed_at is not None:
+            history.gap = record.step_index - history.refreshed_at
+        history.refreshed_at = record.step_index
         history.latents = latents.detach().to(torch.float32, copy=True)
         history.spatial = token_std_sum(history.latents)
         history.unread_temporal = None if score is None else score.drift.temporal

@@ -1,5 +1,6 @@
 """The variants of the ablation study, and the parts that pairs of them differ in."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ def without_damping() -> AbstractContextManager:
 def with_last_refreshed() -> AbstractContextManager:
     """The last call is computed, whatever is expected of it."""
     return patch.object(adacorrection, "LAST_SHARE", -1.0)
+
+
+def with_any_gap() -> AbstractContextManager:
+    """A gap may be as long as the expected error allows, whatever the one before it."""
+    return patch.object(adacorrection, "GAP_GROWTH", math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +87,7 @@ LAMBDA_4 = Variant(name="Auto, lambda 4", config=_auto(adacorr_lambda=4.0))
 GAMMA_HALF = Variant(name="Auto, gamma 0.5", config=_auto(adacorr_gamma=0.5))
 GAMMA_2 = Variant(name="Auto, gamma 2", config=_auto(adacorr_gamma=2.0))
 LAST = Variant(name="Auto, last call refreshed", config=_auto(), switch=with_last_refreshed)
+ANY_GAP = Variant(name="Auto, gaps of any length", config=_auto(), switch=with_any_gap)
 TARGET = Variant(name="Auto, compute target", config=_auto(), knob="target_compute")
 
 VARIANTS = (
@@ -99,6 +106,7 @@ VARIANTS = (
     GAMMA_HALF,
     GAMMA_2,
     LAST,
+    ANY_GAP,
     TARGET,
 )
 
@@ -127,5 +135,6 @@ PARTS = (
     Part("gamma 0.5 for 1", GAMMA_HALF, AUTO),
     Part("gamma 2 for 1", GAMMA_2, AUTO),
     Part("last call spared where little is expected", AUTO, LAST),
+    Part("gaps limited by the last one", AUTO, ANY_GAP),
     Part("compute target for a fixed tolerance", TARGET, AUTO),
 )

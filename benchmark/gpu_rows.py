@@ -54,7 +54,7 @@ def our_config(name: str, schedule: Schedule) -> CacheConfig:
     elif base != "Auto":
         options["rel_l1_thresh"] = NEVER_EXCEEDED
     if base == "Auto" or name != base:
-        options |= {"adacorr_tolerance": NEVER_EXCEEDED, "adacorr_lambda": 0.0}
+        options |= {"adacorr_tolerance": NEVER_EXCEEDED, "adacorr_gamma": 0.0}
     return CacheConfig.from_name(name, **options)
 
 

@@ -111,6 +111,15 @@ def test_the_last_call_is_refreshed_by_the_switch_whatever_is_expected_of_it():
     assert run(loop, config)[1] == spared
 
 
+def test_gaps_of_any_length_by_the_switch():
+    loop = Loop(FluxSampler(None).scheduler)
+    config = CacheConfig(use_cache="Auto", adacorr_tolerance=1e9, warmup_steps=2)
+    limited = run(loop, config)[1]
+    assert limited == [0, 1, 3, 6, 11]
+    assert run(loop, config, ablation_variants.with_any_gap)[1] == [0, 1]
+    assert run(loop, config)[1] == limited
+
+
 def test_counts_of_refreshes_enclose_the_fractions():
     assert ablations.refresh_counts(28, (0.25, 0.35)) == [7, 9, 10]  # 7 and 9.8
     assert ablations.refresh_counts(50, (0.25, 0.35)) == [12, 13, 17, 18]

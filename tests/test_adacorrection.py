@@ -71,6 +71,14 @@ def test_gamma_zero_alone_refreshes_the_forced_calls_only(sampler, bare):
     assert all(call.weight == 0.0 for call in summary.trace.calls if not call.refreshed)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 0.0])
+def test_a_gap_is_at_most_half_as_long_again_as_the_last_one(sampler, gamma):
+    loose = {"adacorr_tolerance": 1e9, "adacorr_lambda": 0.0, "warmup_steps": 2}
+    _, summary = run_cached(sampler, config_of("Auto", adacorr_gamma=gamma, **loose))
+    refreshed = [call.step_index for call in summary.trace.calls if call.refreshed]
+    assert refreshed == ([0, 1, 3, 6, 11, 19] if gamma else [0, 1])  # gaps of 2, 3, 5, 8
+
+
 @pytest.mark.parametrize("use_cache", BASES)
 def test_base_decides_and_correction_adds_refreshes(sampler, use_cache):
     _, loose = run_cached(sampler, config_of(use_cache, rel_l1_thresh=10.0, adacorr_gamma=0.0))

@@ -33,8 +33,8 @@ FIRST_DRIFT_LIMIT = 0.5
 """In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
 offset yet."""
 GAP_GROWTH = 1.5
-"""How many times the last gap between refreshes the next may be: what was found in a short gap tells
-little of a much longer one."""
+"""How many times as long as the last gap between refreshes the next one may be: what was found in a
+short gap tells little of a much longer one."""
 LAST_SHARE = 1 / 3
 """Of the tolerance, up to which the last call is spared: nothing mends what it misses."""
 FORCED_WHERE_GUESSED = 2

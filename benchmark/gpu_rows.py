@@ -1,7 +1,8 @@
 """The rows of the GPU figures: our methods and others' caches, each with how it is switched on.
 
-Every cache is given thresholds that no signal exceeds, so that which calls are reused follows from
-the schedule alone: the first ones are computed, then those that the method forces.
+Every cache is given thresholds that no signal exceeds, and a correction no weight, so that which
+calls are reused follows from the schedule alone: the first ones are computed, then those that the
+method forces.
 """
 
 from collections.abc import Callable, Iterator

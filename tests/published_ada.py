@@ -11,7 +11,10 @@ EVERY_STEP = {1.0: 1}
 
 
 class PublishedRule:
-    """The schedule and the metric of AdaCache in float64; steps are counted from 1."""
+    """The schedule and the metric of AdaCache in float64; steps are counted from 1.
+
+    ``mean_motion`` is for the relative MoReg, which is not the published one.
+    """
 
     def __init__(self, codebook, steps=STEPS, *, frames=None, divisor=1.0, mean_motion=None):
         self.codebook, self.steps = codebook, steps
@@ -34,28 +37,41 @@ class PublishedRule:
             change = (self.residual - p).abs().sum() / self.residual.abs().sum() / rate
             if self.frames is not None:
                 change = change * self.motion_factor(p, rate)
-            self.changes.append(float(change))
-            self.rate = next(
-                (value for key, value in self.codebook.items() if change < key),
-                list(self.codebook.values())[-1],
-            )
+            self._decide(float(change))
         self.residual, self.previous = p, self.step
+
+    def _decide(self, change):
+        self.changes.append(change)
+        self.rate = next(
+            (value for key, value in self.codebook.items() if change < key),
+            list(self.codebook.values())[-1],
+        )
+
+    def _within(self):
+        return 4 * self.steps / 30 <= self.step <= 26 * self.steps / 30
 
     def motion_factor(self, p, rate):
         motion = 1.0
         frames = p.unflatten(1, (self.frames, -1))
         later, earlier = frames[:, 1:], frames[:, :-1]
         measured = (later - earlier).abs().sum() / (later.abs().sum() + earlier.abs().sum())
-        self.motions.append((self.step / self.steps, float(measured)))
-        if 4 * self.steps / 30 <= self.step <= 26 * self.steps / 30:
-            if self.mean_motion is not None:  # ours, not the published one
-                return float(measured) / self.mean_motion(self.step / self.steps)
+        if self._within():
             motion = float((measured / 0.385) ** 8 / self.divisor)
-        if self.mean_motion is not None:
-            return 1.0
         gradient = 10 * (motion - self.motion) / rate
         self.motion = motion
         return motion + abs(gradient)
+
+    def note_clip(self, clip):
+        """The clip that a computed step predicts, after its `measure`."""
+        if not (self.active and self.changes):
+            return
+        later, earlier = clip.double()[:, :, 1:], clip.double()[:, :, :-1]
+        both = later.square().sum() + earlier.square().sum()
+        motion = float(((later - earlier).square().sum() / both).sqrt())
+        place = self.step / self.steps
+        self.motions.append((place, motion))
+        if self._within():
+            self._decide(self.changes.pop() * motion / self.mean_motion(place))
 
 
 def quantile_codebook(changes, rates):

@@ -1,6 +1,7 @@
 """AdaCache and MoReg on clips against the published rule, with two residuals a block."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,10 @@ from xfuser_adacorr.core.signals import motion_sums
 from xfuser_adacorr.model_executor.cache.calibration import AdaCalibration, save_ada_calibration
 from xfuser_adacorr.model_executor.cache.clock import TimestepClock
 from xfuser_adacorr.model_executor.cache.codebook_fitting import AdaRecorder
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.opensora import (
+    OPENSORA,
+    OPENSORA_ORIGINAL,
+)
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import BlockList, ModelFamily
 from xfuser_adacorr.model_executor.cache.engine import CacheEngine
 from xfuser_adacorr.models import STDiT3Transformer3DModel
@@ -54,12 +59,14 @@ def clip_family():
         block_lists=lists,
         latents="hidden_states",
         timestep="timestep",
+        full_noise_timestep=1000.0,
         output_stream="hidden_states",
         modulated_input=lambda block, a: block.modulated_input(a["hidden_states"], a["temb"]),
         select_tokens=lambda arguments, index: {},
         make_output=lambda sample, return_dict: (sample,),
         published_polynomial=lambda config: None,
         num_frames=lambda arguments: arguments["num_frames"],
+        predicted_clip=lambda a, output, sigma: a["hidden_states"] + sigma * output[:, :4],
     )
 
 
@@ -83,15 +90,19 @@ def x_mask(request):
     return torch.arange(FRAMES)[None] > 1
 
 
-def sample_clip(model, steps=STEPS, x_mask=None, before_call=lambda: None):
-    """Euler steps along the predicted velocity, from seeded noise."""
+def sample_clip(
+    model, steps=STEPS, x_mask=None, before_call=lambda: None, after_call=lambda clip: None
+):
+    """Euler steps from seeded noise; ``after_call`` is told the clip that a call predicts."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1, 4, FRAMES, 4, 4, generator=generator)
     text = torch.randn(1, 5, 8, generator=generator)
     for index in range(steps):
         before_call()
-        timestep = torch.tensor([1000.0 * (1 - index / steps)])
+        sigma = 1 - index / steps
+        timestep = torch.tensor([1000.0 * sigma])
         v = model(x, timestep, text, x_mask=x_mask, return_dict=False)[0][:, :4]
+        after_call(x + sigma * v)
         x = x + v / steps
     return x
 
@@ -140,7 +151,8 @@ def published_clip_run(model, rule, steps=STEPS, x_mask=None):
 
     for block in [*model.spatial_blocks, *model.temporal_blocks]:
         block.forward = cached_forward(block)
-    return sample_clip(model, steps, x_mask, rule.begin_step)
+    after_call = {} if rule.mean_motion is None else {"after_call": rule.note_clip}
+    return sample_clip(model, steps, x_mask, rule.begin_step, **after_call)
 
 
 def cached_clip_run(model, steps=STEPS, x_mask=None, **options):
@@ -151,10 +163,10 @@ def cached_clip_run(model, steps=STEPS, x_mask=None, **options):
     return x, summary
 
 
-def install_on_clips(model, **options):
+def install_on_clips(model, family=None, **options):
     config = CacheConfig(use_cache="Ada", **options)
     clock = TimestepClock(config.num_steps)
-    engine = CacheEngine(model, clip_family(), config, clock, DecisionScope())
+    engine = CacheEngine(model, family or clip_family(), config, clock, DecisionScope())
     engine.install()
     return engine
 
@@ -192,8 +204,8 @@ def test_moreg_follows_the_published_rule(clip_model, steps, divisor):
 
 @pytest.fixture
 def calibrated(clip_model, tmp_path):
-    """The model with a calibration beside it: a codebook, and a mean motion that falls."""
-    motion = Profile(((0.1, 0.6), (0.5, 0.5), (0.9, 0.2)))
+    """The model with a calibration beside it: a codebook, and a mean motion that rises."""
+    motion = Profile(((0.1, 0.1), (0.4, 0.1), (0.6, 0.8)))
     calibration = AdaCalibration(Codebook.of({1.0: 1}), motion)
     clip_model.register_to_config(_name_or_path=str(tmp_path))
     save_ada_calibration(tmp_path / "adacache.json", calibration, clip_model, {})
@@ -203,8 +215,8 @@ def calibrated(clip_model, tmp_path):
 @pytest.mark.parametrize("steps", [30, STEPS])
 def test_relative_moreg_scales_changes_by_motion_over_its_mean(calibrated, steps):
     model, mean_motion = calibrated
-    codebook = clip_codebook(model, steps=steps, frames=FRAMES, mean_motion=mean_motion)
-    rule = PublishedRule(codebook, steps, frames=FRAMES, mean_motion=mean_motion)
+    codebook = clip_codebook(model, steps=steps, mean_motion=mean_motion)
+    rule = PublishedRule(codebook, steps, mean_motion=mean_motion)
     expected = published_clip_run(model, rule, steps)
     x, summary = cached_clip_run(model, steps, codebook=codebook, moreg="relative")
     assert refreshed(summary) == rule.computed
@@ -227,7 +239,7 @@ def test_relative_moreg_needs_a_calibration_of_the_motion(clip_model, tmp_path):
 
 
 def test_the_recorder_takes_the_mean_motion_of_clips(clip_model):
-    rule, recorder = PublishedRule(EVERY_STEP, frames=FRAMES, mean_motion=Profile()), AdaRecorder()
+    rule, recorder = PublishedRule(EVERY_STEP, mean_motion=Profile()), AdaRecorder()
     published_clip_run(clip_model, rule)
     engine = install_on_clips(clip_model, codebook=EVERY_STEP, num_steps=STEPS)
     engine.method.observe = recorder.note
@@ -298,3 +310,28 @@ def test_moreg_on_images_is_refused(transformer, clip_model):
     image = torch.zeros(1, 4, 1, 4, 4)
     with pytest.raises(ValueError, match="moreg must be False for a single frame"):
         clip_model(image, torch.tensor([900.0]), torch.zeros(1, 5, 8))
+
+
+def test_relative_moreg_without_frames_is_refused(calibrated):
+    model, _ = calibrated
+    undescribed = replace(clip_family(), predicted_clip=None)
+    with pytest.raises(ValueError, match="family 'clips' describes no frames"):
+        install_on_clips(model, undescribed, moreg="relative", num_steps=30)
+    install_on_clips(model, codebook=EVERY_STEP, moreg="relative", num_steps=30)
+    image = torch.zeros(1, 4, 1, 4, 4)
+    with pytest.raises(ValueError, match="moreg must be False for a single frame"):
+        model(image, torch.tensor([900.0]), torch.zeros(1, 5, 8))
+
+
+@pytest.mark.parametrize(
+    ("family", "latents"), [(OPENSORA, "hidden_states"), (OPENSORA_ORIGINAL, "x")]
+)
+def test_the_predicted_clip_is_that_without_its_noise(family, latents, x_mask):
+    generator = torch.Generator().manual_seed(0)
+    clip, noise, variance = torch.randn(3, 1, 4, FRAMES, 4, 4, generator=generator)
+    known = torch.zeros(1, FRAMES, dtype=torch.bool) if x_mask is None else ~x_mask
+    mixed = torch.where(known[:, None, :, None, None], clip, 0.3 * clip + 0.7 * noise)
+    arguments = {latents: mixed, "x_mask": x_mask}
+    output = torch.cat([clip - noise, variance], dim=1)
+    found = family.predicted_clip(arguments, output, 0.7)
+    torch.testing.assert_close(found, clip)

@@ -116,7 +116,7 @@ def test_calibrated_codebook_is_bound_to_its_model(tmp_path, sampler):
         "junk",
         "{}",
         '{"codebook": [[0.2, 1], [0.1, 1]]}',
-        '{"codebook": [[0.2, 1]], "motion": [[0.5, 0]]}',
+        '{"codebook": [[0.2, 1]], "clip_motion": [[0.5, 0]]}',
     ],
 )
 def test_calibration_files_that_are_none_are_rejected(tmp_path, transformer, text):

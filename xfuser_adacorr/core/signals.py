@@ -36,6 +36,16 @@ def motion_sums(x: Tensor, num_frames: int) -> list[Tensor]:
     return [(later - earlier).abs().sum(), later.abs().sum() + earlier.abs().sum()]
 
 
+def clip_motion_sums(clip: Tensor) -> list[Tensor]:
+    """Return ``[sum (x[t+1] - x[t])^2, sum (x[t+1]^2 + x[t]^2)]`` over frames t (scalars, float32).
+
+    clip is ``[B, C, T, H, W]``, with T of at least 2.
+    """
+    frames = clip.float()
+    later, earlier = frames[:, :, 1:], frames[:, :, :-1]
+    return [(later - earlier).square().sum(), later.square().sum() + earlier.square().sum()]
+
+
 def token_std_sum(x: Tensor) -> Tensor:
     """Sum over samples and tokens of the standard deviation over channels, for x ``[B, N, C]``.
 

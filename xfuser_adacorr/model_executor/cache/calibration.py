@@ -121,8 +121,8 @@ class AdaCalibration:
 
     codebook: Codebook
     motion: Profile | None = None
-    """Mean motion of p (MoReg's measure) over the share of the run that is over, (0, 1]; None: of a
-    model without frames."""
+    """Mean motion of predicted clips (`clip_motion_sums`) over the share of the run that is over,
+    (0, 1]; None: of a model without frames."""
 
 
 def save_ada_calibration(
@@ -133,7 +133,7 @@ def save_ada_calibration(
         "method": "Ada",
         "fingerprint": model_fingerprint(transformer),
         "codebook": calibration.codebook.entries,
-        "motion": calibration.motion and calibration.motion.points,
+        "clip_motion": calibration.motion and calibration.motion.points,
         "settings": dict(settings),
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -146,7 +146,7 @@ def load_ada_calibration(transformer: nn.Module, given: str | None) -> AdaCalibr
         return None
     try:
         content = json.loads(path.read_text())
-        motion = content.get("motion")
+        motion = content.get("clip_motion")
         calibration = AdaCalibration(
             Codebook.of(content["codebook"]),
             motion and Profile(tuple((float(x), float(y)) for x, y in motion)),

@@ -29,7 +29,7 @@ class AdaRecorder:
     changes: list[float] = field(default_factory=list)
     """c, without MoReg."""
     motions: dict[float, list[float]] = field(default_factory=dict)
-    """Share of the run -> motion of p there, of clips."""
+    """Share of the run -> motion of the clip predicted there."""
 
     @contextmanager
     def attached(self, transformer: nn.Module, family: ModelFamily) -> Iterator[None]:

@@ -90,7 +90,7 @@ class CacheEngine(Generations):
             self._decide(call, None)
         answered = self.decides_outside and not call.record.refreshed
         output = None if answered else whole()
-        return self._finish(call, output, arguments.get("return_dict", True))
+        return self._finish(call, output, arguments)
 
     def _new_call(self, given: Tensor, timestep: Tensor, branch: Branch) -> ActiveCall:
         return ActiveCall(self.family.latent_tokens(given), given, timestep, branch)
@@ -211,7 +211,7 @@ class CacheEngine(Generations):
         if self.led:
             self.stage.pass_on(call.verdict)
 
-    def _finish(self, call: ActiveCall, output: Any, return_dict: bool) -> Any:
+    def _finish(self, call: ActiveCall, output: Any, arguments: dict[str, Any]) -> Any:
         """Account for the call, and correct its output."""
         branch, record = call.branch, call.record
         if record is None:
@@ -224,11 +224,13 @@ class CacheEngine(Generations):
         else:
             branch.full_flops = branch.full_flops or self.blocks.executed_flops
             record.compute_fraction = self.blocks.executed_flops / branch.full_flops
+        if record.refreshed and self.method.reads_output:
+            self.method.note_output(branch.method_state, arguments, self._sample_in(output))
         if self.forecasts:
             fresh = self._sample_in(output) if record.refreshed else None
             sample = self._correct(call, fresh)
             if sample is not fresh:
-                output = self.family.make_output(sample, return_dict)
+                output = self.family.make_output(sample, arguments.get("return_dict", True))
         self._account([call])
         return output
 

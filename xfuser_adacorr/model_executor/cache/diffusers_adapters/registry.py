@@ -106,6 +106,9 @@ class ModelFamily:
     num_frames: Callable[[Mapping[str, Any]], int] | None = None
     """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).
     None: tokens have no frames."""
+    predicted_clip: Callable[[Mapping[str, Any], Tensor, float], Tensor] | None = None
+    """(bound arguments of the transformer, its output, sigma) -> the clip ``[B, C, T, H, W]`` that
+    they predict, as latents; with ``num_frames``. None: not described, or a model of images."""
     followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output
     """(transformer output, channels of the latents) -> the part that the sampler follows; offsets
     are measured on it. The rest (a learned variance) is forecast too."""

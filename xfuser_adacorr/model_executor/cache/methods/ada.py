@@ -1,14 +1,21 @@
 """AdaCache: how fast one residual in the middle of the stack changes sets the next refresh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from xfuser_adacorr.config import RELATIVE, CacheConfig
 from xfuser_adacorr.core.codebook import Codebook, nearest_published_steps, published_codebook
 from xfuser_adacorr.core.profile import Profile
-from xfuser_adacorr.core.signals import l1_sums, motion_sums, ratio
+from xfuser_adacorr.core.signals import (
+    clip_motion_sums,
+    l1_sums,
+    motion_sums,
+    ratio,
+    root_ratio,
+)
 from xfuser_adacorr.model_executor.cache.calibration import load_ada_calibration
 from xfuser_adacorr.model_executor.cache.clock import Step
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
@@ -62,7 +69,9 @@ class Ada(BaseMethod):
     With ``moreg`` (Motion Regularization), ``c := c * (m + |10 (m - m_prev) / k|)`` where
     ``m = (sum |p[1:] - p[:-1]| / sum (|p[1:]| + |p[:-1]|) / 0.385)^8 / moreg_divisor`` over frames
     in the middle of the run and 1 outside of it. With ``moreg="relative"``, ``c := c * m`` there
-    instead, where m is that quotient of sums over its mean in the model's other runs at this place.
+    instead, where m is the motion of the clip that the call predicts (latents and output together),
+    ``|x0[1:] - x0[:-1]| / sqrt(|x0[1:]|^2 + |x0[:-1]|^2)`` (norms), over its mean in
+    the model's other runs at this place.
 
     Raises `ValueError` for ``moreg`` on models of images, for the relative one without a
     calibration of the motion, for a codebook that is not published, and on the first call if the
@@ -82,15 +91,16 @@ class Ada(BaseMethod):
         self.num_steps = config.num_steps
         self.moreg = config.moreg
         self.moreg_divisor = config.moreg_divisor
-        if self.moreg and family.num_frames is None:
+        framed = family.predicted_clip if self.moreg == RELATIVE else family.num_frames
+        if self.moreg and framed is None:
             raise ValueError(
                 f"moreg must be False for {type(transformer).__name__}: it measures motion from "
-                f"frame to frame, and the tokens of family {family.name!r} have no frames"
+                f"frame to frame, and family {family.name!r} describes no frames"
             )
         self.codebook_name, self.codebook, self.mean_motion = self._told(config, transformer)
         self.observe: Callable[[float, float, float | None], None] | None = None
         """Is told what computed calls measure: the share of the run up to there, c without MoReg,
-        and the motion where there are frames."""
+        and the predicted clip's motion where there are frames."""
         if self.codebook is None and self.num_steps is not None:
             published_codebook(self.codebook_name, self.num_steps)  # raises before the first call
         described = [
@@ -153,16 +163,17 @@ class Ada(BaseMethod):
     def _change(self, state: AdaState, sums: list[float], total: int) -> float:
         """c of the last computed call, with MoReg's factor where it is on."""
         change, done = ratio(*sums[:2]) / state.gap, state.computed + 1
-        motion = ratio(*sums[2:]) if len(sums) > 2 else None
         if self.observe is not None:
-            self.observe(done / total, change, motion)
+            self.observe(done / total, change, root_ratio(*sums[2:]) if sums[2:] else None)
         if not self.moreg:
             return change
         steps = nearest_published_steps(total)
         first, last = MOREG_WINDOWS[steps]
         within = first * total <= done * steps <= last * total
         if self.moreg == RELATIVE:
+            motion = root_ratio(*sums[2:])
             return change * motion / self.mean_motion(done / total) if within else change
+        motion = ratio(*sums[2:])
         factor = (motion / MOREG_CENTRE) ** MOREG_POWER / self.moreg_divisor if within else 1.0
         gradient = MOREG_GRADIENT * (factor - state.motion) / state.gap
         state.motion = factor
@@ -201,16 +212,22 @@ class Ada(BaseMethod):
         else:
             stream = self.family.output_stream
             current = out[stream] - call.streams[stream]
-        num_frames = self._frames(call)
-        if self.moreg and num_frames == 1:
+        num_frames = self.family.num_frames(call.arguments) if self.moreg else None
+        if num_frames == 1:
             raise ValueError("moreg must be False for a single frame: it measures motion")
         if state.reference is not None:
             state.unread = l1_sums(current, state.reference)
-            if num_frames > 1:
+            if self.moreg is True:
                 state.unread += motion_sums(current, num_frames)
         state.reference = current
 
-    def _frames(self, call: BlockCall) -> int:
-        """Frames to measure motion between; 0 where nobody asks for it."""
-        asked = self.moreg or self.observe is not None
-        return self.family.num_frames(call.arguments) if asked and self.family.num_frames else 0
+    @property
+    def reads_output(self) -> bool:
+        observed = self.observe is not None and self.family.predicted_clip is not None
+        return observed or self.moreg == RELATIVE
+
+    def note_output(self, state: AdaState, arguments: Mapping[str, Any], output: Tensor) -> None:
+        """Measure the predicted clip's motion; nothing is read here."""
+        clip = self.family.predicted_clip(arguments, output, state.step.sigma)
+        if state.unread and clip.shape[2] > 1:
+            state.unread += clip_motion_sums(clip)

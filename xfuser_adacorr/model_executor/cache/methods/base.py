@@ -72,6 +72,8 @@ class BaseMethod(ABC):
     decides_alone = False
     """The calls to compute are given: nothing is measured, and neither a correction nor a rule for
     the last call adds any."""
+    reads_output = False
+    """`note_output` is to be told the transformer's outputs."""
     max_sums: int | None = None
     """Sums that a signal may have where ranks add them up; None: no limit."""
 
@@ -118,6 +120,11 @@ class BaseMethod(ABC):
     @abstractmethod
     def settle(self, state: Any, verdict: Verdict | None, refreshed: bool) -> None:
         """Take note of the outcome, which may be a refresh that others asked for."""
+
+    def note_output(  # noqa: B027
+        self, state: Any, arguments: Mapping[str, Any], output: Tensor
+    ) -> None:
+        """Take note of what a computed call of the transformer returned for its ``arguments``."""
 
     @abstractmethod
     def run_block(self, state: Any, call: BlockCall, verdict: Verdict | None) -> Streams:

@@ -146,18 +146,19 @@ def time_rows(
     """Seconds per picture of every row, by its key, from rounds that visit all rows in turn.
 
     The whole pipeline call is timed, text encoding and decoding included. In every round each row
-    makes one short untimed picture (first calls after a change of method are slower), then a
-    timed picture of each entry. The first `settings.warmup` rounds are not kept.
+    makes one untimed picture (first calls after a change of method are slower), then a timed
+    picture of each entry. The first `settings.warmup` rounds are not kept.
     """
     seconds: dict[str, list[float]] = {row.key: [] for row in rows}
     for turn in range(settings.warmup + settings.repetitions):
         for row in rows:
             with prepared(pipe, row):
-                make_group(pipe, settings, entries[: replicas()], 4, False)
+                steps = row.num_inference_steps
+                make_group(pipe, settings, entries[: replicas()], steps, False)
                 for group in groups(entries):
                     _synchronise()
                     start = time.perf_counter()
-                    make_group(pipe, settings, group, row.num_inference_steps, False)
+                    make_group(pipe, settings, group, steps, False)
                     _synchronise()
                     if turn >= settings.warmup:
                         elapsed = (time.perf_counter() - start) / len(group)

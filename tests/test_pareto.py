@@ -77,6 +77,11 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     again = json.loads((tmp_path / "out" / "pareto_flux_8.json").read_text())
     for part in ("results", "at_fractions", "tuning"):
         assert again[part] == document[part]
+    timing = ("--latency", "--repetitions", 1, "--warmup", 0)
+    assert command("--methods", *METHODS, "--resume", *timing) == 0
+    timed = json.loads((tmp_path / "out" / "pareto_flux_8.json").read_text())
+    assert {result["latency_s"]["runs"] for result in timed["results"]} == {2}  # schedules too
+    assert (tmp_path / "out" / "pareto_flux_8_latency.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ OURS = "Auto"
 
 
 UNCACHED_RUN = "uncached"
+SPEEDUPS = (2.0, 3.0, 4.0)
+"""Of measured time over the uncached run, at which methods are compared where it was measured."""
 
 
 def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -132,6 +134,20 @@ def tables(entries: Sequence[Mapping[str, Any]], steps: int) -> list[Table]:
     return made
 
 
+def equal_time(results: Sequence[Result], steps: int) -> Table:
+    """PSNR to the uncached run of every method where a picture takes as long as with the others."""
+    quantity = QUANTITIES[0]
+    (uncached,) = (result for result in results if result["cache_method"] == UNCACHED)
+    rows = []
+    for name, own in by_method(results).items():
+        points = method_curve(name, own, quantity, seconds)
+        found = [point_at(points, seconds(uncached) / speedup) for speedup in SPEEDUPS]
+        cells = [point and _values(point, quantity) for point in found]
+        rows.append((name, *(_cell(cell, quantity.digits) for cell in cells)))
+    heads = (f"{speedup:g} times as fast" for speedup in SPEEDUPS)
+    return Table(f"{quantity.title} at equal time, {steps} steps", ("method", *heads), rows)
+
+
 def _against_best(
     entries: Sequence[Mapping[str, Any]], quantity: Quantity, fraction: float, *, short: bool
 ) -> str:
@@ -205,10 +221,25 @@ def _how(document: Mapping[str, Any]) -> str:
         f"FID: {document['fid']}.",
         f"Tuned on {tuning['tuning_prompts']} development prompts: the schedules, by a search of "
         f"at most {tuning['search_evaluations']} evaluations each, and MagCache's ratios.",
+        *_how_timed(document["results"]),
         *(f"Left out: {reason}." for reason in document["left_out"]),
         "Environment: " + ", ".join(f"{n} {v}" for n, v in document["environment"].items()) + ".",
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _how_timed(results: Sequence[Result]) -> list[str]:
+    if not _timed(results):
+        return []
+    runs = results[0]["latency_s"]["runs"]
+    return [
+        f"Time: median of {runs} pictures of every row, made row by row in turn in one run; whole "
+        "pipeline calls, text encoding and decoding included. The spread is in `latency_s`."
+    ]
+
+
+def _timed(results: Sequence[Result]) -> bool:
+    return all(result["latency_s"] for result in results)
 
 
 def write_report(directory: Path, name: str, steps: int, document: dict[str, Any]) -> list[Table]:
@@ -216,9 +247,9 @@ def write_report(directory: Path, name: str, steps: int, document: dict[str, Any
     results = document["results"]
     entries = at_fractions(results)
     shown = tables(entries, steps)
-    timed = all(result["latency_s"] for result in results)
     figures = {"over compute": f"{name}.png"}
-    if timed:
+    if _timed(results):
+        shown.append(equal_time(results, steps))
         figures["over latency"] = f"{name}_latency.png"
     title = f"{document['settings']['model_type']}, {steps} steps"
     for text, path in figures.items():

@@ -113,3 +113,19 @@ def test_a_lower_distance_is_a_gain():
         e for e in entries if (e["quantity"], e["cache_method"], e["at"]) == ("fid", "Fb", 0.25)
     )
     assert entry["auto_gains"] == {"value": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_at_equal_time_methods_are_read_where_they_take_the_same_share_of_the_uncached_run():
+    def row(seconds, value, method):
+        return result(0.5, [value, value], method, latency_s={"median": seconds})
+
+    rows = [
+        row(12.0, 100.0, "None"),
+        *(row(seconds, 10 * seconds, "Auto") for seconds in (3.5, 4.5, 6.0)),
+        *(row(seconds, value, "Fb") for seconds, value in ((2.0, 20.0), (4.0, 15.0), (5.0, 30.0))),
+    ]
+    table = pareto_report.equal_time(rows, 28)
+    assert table.heads == ("method", "2 times as fast", "3 times as fast", "4 times as fast")
+    auto, fb = table.cells
+    assert auto == ("Auto", "60.0 [60.0, 60.0]", "40.0 [40.0, 40.0]", "-")
+    assert fb == ("Fb", "-", "26.7 [26.7, 26.7]", "23.3 [23.3, 23.3]")

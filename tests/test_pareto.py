@@ -82,6 +82,8 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     timed = json.loads((tmp_path / "out" / "pareto_flux_8.json").read_text())
     assert {result["latency_s"]["runs"] for result in timed["results"]} == {2}  # schedules too
     assert (tmp_path / "out" / "pareto_flux_8_latency.png").stat().st_size > 10_000
+    report = (tmp_path / "out" / "pareto_flux_8.md").read_text()
+    assert "## PSNR to uncached (dB) at equal time, 8 steps" in report
 
 
 @pytest.mark.parametrize(

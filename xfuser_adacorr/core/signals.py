@@ -41,9 +41,9 @@ def clip_motion_sums(clip: Tensor) -> list[Tensor]:
 
     clip is ``[B, C, T, H, W]``, with T of at least 2.
     """
-    frames = clip.float()
-    later, earlier = frames[:, :, 1:], frames[:, :, :-1]
-    return [(later - earlier).square().sum(), later.square().sum() + earlier.square().sum()]
+    later, earlier = clip[:, :, 1:], clip[:, :, :-1]
+    difference, before = l2_sums(later, earlier)
+    return [difference, before + later.float().square().sum()]
 
 
 def token_std_sum(x: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ class Ada(BaseMethod):
     ``m = (sum |p[1:] - p[:-1]| / sum (|p[1:]| + |p[:-1]|) / 0.385)^8 / moreg_divisor`` over frames
     in the middle of the run and 1 outside of it. With ``moreg="relative"``, ``c := c * m`` there
     instead, where m is the motion of the clip that the call predicts (latents and output together),
-    ``|x0[1:] - x0[:-1]| / sqrt(|x0[1:]|^2 + |x0[:-1]|^2)`` (norms), over its mean in
-    the model's other runs at this place.
+    ``|x0[1:] - x0[:-1]| / sqrt(|x0[1:]|^2 + |x0[:-1]|^2)`` (norms), over its mean in the model's
+    other runs at this place.
 
     Raises `ValueError` for ``moreg`` on models of images, for the relative one without a
     calibration of the motion, for a codebook that is not published, and on the first call if the

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmark.samples import draws
+from benchmark.sweep import unbeaten
 
 CONFIDENCE = 0.95
 Result = Mapping[str, Any]
@@ -100,11 +101,7 @@ def best_settings(
     """The rows of a method that none of its others beats in PSNR to the uncached run at less
     compute, or at the same. Other quantities are read from these rows too: a setting that spoils
     the picture may be nearer to the real ones by chance."""
-    kept: list[Result] = []
-    for result in sorted(results, key=lambda r: (axis(r), -_psnr(r))):
-        if not kept or _psnr(result) > _psnr(kept[-1]):
-            kept.append(result)
-    return kept
+    return unbeaten(results, axis, _psnr)
 
 
 def _psnr(result: Result) -> float:

@@ -229,7 +229,7 @@ def _how(document: Mapping[str, Any]) -> str:
 
 
 def _how_timed(results: Sequence[Result]) -> list[str]:
-    if not _timed(results):
+    if not timed(results):
         return []
     runs = results[0]["latency_s"]["runs"]
     return [
@@ -238,7 +238,8 @@ def _how_timed(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _timed(results: Sequence[Result]) -> bool:
+def timed(results: Sequence[Result]) -> bool:
+    """Whether the run measured latency."""
     return all(result["latency_s"] for result in results)
 
 
@@ -248,7 +249,7 @@ def write_report(directory: Path, name: str, steps: int, document: dict[str, Any
     entries = at_fractions(results)
     shown = tables(entries, steps)
     figures = {"over compute": f"{name}.png"}
-    if _timed(results):
+    if timed(results):
         shown.append(equal_time(results, steps))
         figures["over latency"] = f"{name}_latency.png"
     title = f"{document['settings']['model_type']}, {steps} steps"

@@ -1,4 +1,4 @@
-"""README's table and figure of all Pareto runs: Auto against the best of every kind of rival."""
+"""README's tables and figure of all Pareto runs: Auto against the best of every kind of rival."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,15 +6,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmark.bands import seconds, total_compute
 from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
-from benchmark.method_names import CORRECTED, SCHEDULE
-from benchmark.pareto_report import OURS, by_method
+from benchmark.method_names import CORRECTED, SCHEDULE, UNCACHED
+from benchmark.pareto_report import OURS, SPEEDUPS, by_method, timed
 from benchmark.peers import is_peer
 from benchmark.plots import plt
 from benchmark.readme import put_between
 from benchmark.store import whole_file
-from benchmark.sweep import FRACTIONS, interpolate
+from benchmark.sweep import FRACTIONS, interpolate, unbeaten
 from benchmark.tables import MISSING, Table, number
 from xfuser_adacorr import METHODS
 
@@ -37,7 +38,7 @@ TITLES = {"psnr": "uncached run", "psnr_ode": "exact ODE"}
 
 Document = Mapping[str, Any]
 Curve = list[tuple[float, float]]
-"""Points of (total compute, PSNR in dB)."""
+"""Points of (total compute or seconds, PSNR in dB)."""
 
 
 def read_documents(directory: Path) -> list[Document]:
@@ -97,21 +98,45 @@ def median_table(documents: Sequence[Document]) -> Table:
 
     Every method but Auto with the best of its settings, by this very median.
     """
+    cells = [
+        (named(document), *_best_of_kinds(document["results"], FRACTIONS, median_psnr))
+        for document in documents
+    ]
+    return Table("PSNR in dB of the median picture to the uncached run", ("", OURS, *KINDS), cells)
+
+
+def time_table(documents: Sequence[Document]) -> Table:
+    """PSNR in dB at `SPEEDUPS` times the measured speed of the uncached run, of Auto and of the
+    best of each kind with the best of its settings; of the runs that were timed."""
     cells = []
     for document in documents:
-        methods = by_method(document["results"])
-        found = {}
-        for name, rows in methods.items():
-            curve = points(rows, median_psnr)
-            curve = curve if name == OURS else best_up_to(curve)
-            found[name] = [interpolate(curve, fraction) for fraction in FRACTIONS]
-        triples = [found[OURS]]
-        for belongs in KINDS.values():
-            of_kind = [values for name, values in found.items() if belongs(name)]
-            at_each = ([values[i] for values in of_kind] for i in range(len(FRACTIONS)))
-            triples.append([max(filter(None, values), default=None) for values in at_each])
-        cells.append((named(document), *map(_numbers, triples)))
-    return Table("PSNR in dB of the median picture to the uncached run", ("", OURS, *KINDS), cells)
+        results = document["results"]
+        if timed(results):
+            (uncached,) = (row for row in results if row["cache_method"] == UNCACHED)
+            places = [seconds(uncached) / speedup for speedup in SPEEDUPS]
+            found = _best_of_kinds(results, places, mean_psnr, axis=seconds)
+            cells.append((named(document), *found))
+    return Table("PSNR in dB to the uncached run, at equal time", ("", OURS, *KINDS), cells)
+
+
+def _best_of_kinds(
+    results: Sequence[Document],
+    places: Sequence[float],
+    value: Callable[[Document], float],
+    axis: Callable[[Document], float] = total_compute,
+) -> list[str]:
+    """The values at places on the axis: Auto's, and of each kind the highest at each of them."""
+    found = {}
+    for name, rows in by_method(results).items():
+        curve = points(rows, value, axis)
+        curve = curve if name == OURS else best_up_to(curve)
+        found[name] = [interpolate(curve, place) for place in places]
+    cells = [_numbers(found[OURS])]
+    for belongs in KINDS.values():
+        of_kind = [values for name, values in found.items() if belongs(name)]
+        at_each = ([values[i] for values in of_kind] for i in range(len(places)))
+        cells.append(_numbers([max(filter(None, values), default=None) for values in at_each]))
+    return cells
 
 
 def corrections_table(documents: Sequence[Document]) -> Table:
@@ -188,9 +213,13 @@ def median_psnr(row: Document) -> float:
     return median(row["psnr_per_picture"])
 
 
-def points(rows: Sequence[Document], value: Callable[[Document], float]) -> Curve:
-    """(total compute, value) of the rows that differ from the uncached run, compute rising."""
-    return sorted((row["total_compute_fraction"], value(row)) for row in rows if row["psnr_db"])
+def points(
+    rows: Sequence[Document],
+    value: Callable[[Document], float],
+    axis: Callable[[Document], float] = total_compute,
+) -> Curve:
+    """(axis, value) of the rows that differ from the uncached run, the axis rising."""
+    return sorted((axis(row), value(row)) for row in rows if row["psnr_db"])
 
 
 def within_shown(curve: Curve) -> Curve:
@@ -198,12 +227,8 @@ def within_shown(curve: Curve) -> Curve:
 
 
 def upper_envelope(curve: Curve) -> Curve:
-    """The points that no other one beats with less compute."""
-    kept: Curve = []
-    for compute, psnr in sorted(curve, key=lambda point: (point[0], -point[1])):
-        if not kept or psnr > kept[-1][1]:
-            kept.append((compute, psnr))
-    return kept
+    """The points that no other one beats further to the left."""
+    return unbeaten(curve, lambda point: point[0], lambda point: point[1])
 
 
 def best_up_to(curve: Curve) -> Curve:
@@ -213,11 +238,12 @@ def best_up_to(curve: Curve) -> Curve:
 
 
 def put_tables(readme: Path, documents: Sequence[Document]) -> None:
-    """Put the four tables between their markers."""
+    """Put the five tables between their markers."""
     for quantity in TITLES:
         put_between(readme, f"pareto {quantity}", summary_table(documents, quantity).markdown())
     put_between(readme, "pareto median", median_table(documents).markdown())
     put_between(readme, "pareto corrections", corrections_table(documents).markdown())
+    put_between(readme, "pareto time", time_table(documents).markdown())
 
 
 def update_readme(readme: Path, directory: Path) -> None:

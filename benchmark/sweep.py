@@ -1,9 +1,9 @@
 """The rows of a sweep, and the table interpolated from the curves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmark.method_names import SCHEDULES, UNCACHED
 from benchmark.peers import is_peer, peer_config, sweep_options
@@ -18,6 +18,8 @@ from benchmark.plan import (
 from benchmark.sweeps import SWEEPS, Sweeps
 from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.core.refreshes import evenly_spaced
+
+T = TypeVar("T")
 
 FRACTIONS = (0.25, 0.35, 0.5)
 """Compute fractions at which methods are compared."""
@@ -91,6 +93,17 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | Non
         if x0 < at < x1:
             return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return None
+
+
+def unbeaten(
+    items: Sequence[T], cost: Callable[[T], float], value: Callable[[T], float]
+) -> list[T]:
+    """The items that none of the others beats in value at less cost or the same, cost rising."""
+    kept: list[T] = []
+    for item in sorted(items, key=lambda item: (cost(item), -value(item))):
+        if not kept or value(item) > value(kept[-1]):
+            kept.append(item)
+    return kept
 
 
 def curve_values(result: Mapping[str, Any]) -> dict[str, float | None]:

@@ -23,7 +23,7 @@ PSNR = {
 AT = (0.25, 0.35, 0.5)
 
 
-def document(name="flux"):
+def document(name="flux", timed=True):
     entries = []
     for method, values in PSNR.items():
         for at, value, own in zip(AT, values, PSNR["Auto"], strict=True):
@@ -35,14 +35,16 @@ def document(name="flux"):
                 entries.append({**entry, "value": value, "auto_gains": gain and dict(gain)})
     rows = [
         {
-            "cache_method": method,
+            "cache_method": "None" if method == "uncached" else method,
             "reference_steps": 28,
             "total_compute_fraction": at,
             "psnr_db": None if value is None else {"mean": value},
             "psnr_per_picture": value and [value - 11, value + 1, value + 10],
+            "latency_s": {"median": 12.0 if value is None else 20 * at - 1} if timed else None,
         }
         for method, values in PSNR.items()
         for at, value in zip(AT, values, strict=True)
+        if method != "uncached" or at == AT[0]
     ]
     return {"settings": {"model_type": name}, "results": rows, "at_fractions": entries}
 
@@ -110,20 +112,41 @@ def test_the_median_picture_is_that_of_the_best_settings():
     )
 
 
+def test_equal_time_is_read_at_a_share_of_the_uncached_seconds_from_the_runs_that_were_timed():
+    content = document()
+    heads = [f"{speedup:g}" for speedup in pareto_summary.SPEEDUPS]
+    assert heads == ["2", "3", "4"]
+    table = pareto_summary.time_table([content, document("dit", timed=False)])
+    # 4, 6 and 9 seconds stand at the three fractions; read at 6, 4 and 3 of the uncached 12
+    assert table.cells == [
+        (
+            "flux, 28 steps",
+            "50.0 / 40.0 / -",
+            "49.0 / 41.0 / -",
+            "52.0 / 39.0 / -",
+            "51.0 / 38.0 / -",
+            "45.0 / 35.0 / -",
+            "31.0 / 30.0 / -",
+            "37.0 / 36.0 / -",
+        )
+    ]
+
+
 def test_the_readme_gets_its_tables_and_the_figure_is_drawn(tmp_path):
     for name in ("flux", "dit"):
         (tmp_path / f"pareto_{name}_28.json").write_text(json.dumps(document(name)))
     readme = tmp_path / "README.md"
     readme.write_text(
         "a\n<!-- pareto psnr -->\n<!-- end -->\nb\n<!-- pareto psnr_ode -->\nx\n<!-- end -->\n"
-        "<!-- pareto median -->\n<!-- end -->\n<!-- pareto corrections -->\n<!-- end -->\nc\n"
+        "<!-- pareto median -->\n<!-- end -->\n<!-- pareto corrections -->\n<!-- end -->\n"
+        "<!-- pareto time -->\n<!-- end -->\nc\n"
     )
     for _ in range(2):
         pareto_summary.update_readme(readme, tmp_path)
         text = readme.read_text()
         table = pareto_summary.summary_table([document(), document("dit")], "psnr").markdown()
         assert text.startswith(f"a\n<!-- pareto psnr -->\n\n{table}\n<!-- end -->\nb\n")
-        assert text.count("| flux, 28 steps |") == 4 and text.endswith("<!-- end -->\nc\n")
+        assert text.count("| flux, 28 steps |") == 5 and text.endswith("<!-- end -->\nc\n")
         assert "| Fast+AdaCorrection | 41.0 / 49.0 / 59.0 |" in text
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 

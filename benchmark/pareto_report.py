@@ -134,14 +134,20 @@ def tables(entries: Sequence[Mapping[str, Any]], steps: int) -> list[Table]:
     return made
 
 
+def seconds_at_speedups(results: Sequence[Result]) -> list[float]:
+    """Seconds a picture at `SPEEDUPS` times the speed of the uncached run."""
+    (uncached,) = (result for result in results if result["cache_method"] == UNCACHED)
+    return [seconds(uncached) / speedup for speedup in SPEEDUPS]
+
+
 def equal_time(results: Sequence[Result], steps: int) -> Table:
     """PSNR to the uncached run of every method where a picture takes as long as with the others."""
     quantity = QUANTITIES[0]
-    (uncached,) = (result for result in results if result["cache_method"] == UNCACHED)
+    places = seconds_at_speedups(results)
     rows = []
     for name, own in by_method(results).items():
         points = method_curve(name, own, quantity, seconds)
-        found = [point_at(points, seconds(uncached) / speedup) for speedup in SPEEDUPS]
+        found = [point_at(points, place) for place in places]
         cells = [point and _values(point, quantity) for point in found]
         rows.append((name, *(_cell(cell, quantity.digits) for cell in cells)))
     heads = (f"{speedup:g} times as fast" for speedup in SPEEDUPS)

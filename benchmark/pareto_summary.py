@@ -9,8 +9,8 @@ from typing import Any
 from benchmark.bands import seconds, total_compute
 from benchmark.errors import BenchmarkError
 from benchmark.families import FAMILIES
-from benchmark.method_names import CORRECTED, SCHEDULE, UNCACHED
-from benchmark.pareto_report import OURS, SPEEDUPS, by_method, timed
+from benchmark.method_names import CORRECTED, SCHEDULE
+from benchmark.pareto_report import OURS, by_method, seconds_at_speedups, timed
 from benchmark.peers import is_peer
 from benchmark.plots import plt
 from benchmark.readme import put_between
@@ -106,14 +106,13 @@ def median_table(documents: Sequence[Document]) -> Table:
 
 
 def time_table(documents: Sequence[Document]) -> Table:
-    """PSNR in dB at `SPEEDUPS` times the measured speed of the uncached run, of Auto and of the
-    best of each kind with the best of its settings; of the runs that were timed."""
+    """PSNR in dB at `pareto_report.SPEEDUPS` times the measured speed of the uncached run, of Auto
+    and of the best of each kind with the best of its settings; of the runs that were timed."""
     cells = []
     for document in documents:
         results = document["results"]
         if timed(results):
-            (uncached,) = (row for row in results if row["cache_method"] == UNCACHED)
-            places = [seconds(uncached) / speedup for speedup in SPEEDUPS]
+            places = seconds_at_speedups(results)
             found = _best_of_kinds(results, places, mean_psnr, axis=seconds)
             cells.append((named(document), *found))
     return Table("PSNR in dB to the uncached run, at equal time", ("", OURS, *KINDS), cells)

@@ -6,7 +6,7 @@ Every result is kept beside the run's rows, so that a resumed run does not tune 
 import ast
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,7 @@ from benchmark.plan import Row, cached_row, uncached_row
 from benchmark.runner import Workbench
 from benchmark.store import read_json, write_json
 from xfuser_adacorr import CacheConfig
-from xfuser_adacorr.core.refreshes import evenly_spaced
-from xfuser_adacorr.core.schedule_search import Steps, search_schedule
+from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
 from xfuser_adacorr.model_executor.cache.samplers import log_snrs
 
 MAG_CACHE = "diffusers:MagCache"
@@ -108,8 +107,8 @@ class Tuner:
     ) -> Row:
         """A schedule of so many computed steps, searched for one stand-in.
 
-        The search begins evenly spaced in the step index and in the log-SNR and maximises the PSNR
-        of the development pictures against their uncached ones.
+        The search begins from `even_starts` and maximises the PSNR of the development pictures
+        against their uncached ones.
         """
         own = self.bench.family.solvers[0]
         path = self._path(f"schedule-{stand_in}-{computed}-of-{steps}")
@@ -128,7 +127,7 @@ class Tuner:
 
             found = search_schedule(
                 score,
-                self._starts(steps, computed),
+                list(even_starts(self._uncached(steps)[1], computed).values()),
                 steps,
                 max_evaluations=self.max_evaluations,
                 known=known,
@@ -137,10 +136,6 @@ class Tuner:
             content["found"] = list(found.steps)
             write_json(path, content)
         return cached_row(name, steps, schedule_config(stand_in, tuple(content["found"])), own)
-
-    def _starts(self, steps: int, computed: int) -> Sequence[Steps]:
-        axes = (list(range(steps)), self._uncached(steps)[1])
-        return [tuple(evenly_spaced(axis, computed)) for axis in axes]
 
     def _psnr(self, row: Row) -> float:
         return fmean(psnr_db(self._pictures(row), self._uncached(row.num_inference_steps)[0]))

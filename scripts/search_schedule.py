@@ -12,8 +12,7 @@ from calibration_runs import add_steps, final_latents, load, parse_arguments, se
 from tqdm.auto import tqdm
 
 from xfuser_adacorr import CacheConfig, disable_cache, enable_cache
-from xfuser_adacorr.core.refreshes import evenly_spaced
-from xfuser_adacorr.core.schedule_search import Steps, search_schedule
+from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
 from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
 from xfuser_adacorr.model_executor.cache.samplers import describe_sampler, log_snrs, read_schedule
 from xfuser_adacorr.model_executor.cache.stored_schedule import (
@@ -133,7 +132,7 @@ def main() -> None:
     checkpoint = Checkpoint(path, {**identity, "sampler": describe_sampler(pipe.scheduler)})
     score = LatentsScore(pipe, entries, arguments)  # and with it the run's noise levels
     levels, logs = read_schedule(pipe.scheduler).coordinates, log_snrs(pipe.scheduler)
-    starts = [evenly_spaced(list(range(steps)), budget), evenly_spaced(logs, budget)]
+    starts = even_starts(logs, budget)
     bar = tqdm(initial=len(checkpoint.scores), total=arguments.max_evaluations, unit="schedule")
 
     def scored(refreshed: Steps, value: float) -> None:
@@ -143,7 +142,7 @@ def main() -> None:
 
     found = search_schedule(
         score,
-        starts,
+        list(starts.values()),
         steps,
         seed=arguments.seed,
         max_evaluations=arguments.max_evaluations,
@@ -161,8 +160,9 @@ def main() -> None:
     settings |= {"evaluations": found.evaluations, "complete": found.complete}
     save_schedule(arguments.output, stored, pipe.transformer, settings)
     path.unlink(missing_ok=True)
-    for name, start in zip(("even", "even in log-SNR"), starts, strict=True):
-        print(f"{name}: {checkpoint.scores[start]:.2f} dB with {list(start)}")
+    for name, start in starts.items():
+        if start in checkpoint.scores:  # fewer evaluations than starts leave some out
+            print(f"{name}: {checkpoint.scores[start]:.2f} dB with {list(start)}")
     print(f"found: {found.score:.2f} dB with {list(found.steps)}")
     print(f"{found.evaluations} schedules scored; wrote {arguments.output}")
 

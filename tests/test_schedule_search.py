@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 import pytest
 
 from xfuser_adacorr.core.refreshes import evenly_spaced
-from xfuser_adacorr.core.schedule_search import moves, search_schedule
+from xfuser_adacorr.core.schedule_search import even_starts, moves, search_schedule
 
 STEPS, BUDGET = 14, 5
 
@@ -97,3 +97,26 @@ def test_scores_survive_json():
     read = json.loads(json.dumps([[list(steps), value] for steps, value in kept.items()]))
     known = {tuple(steps): value for steps, value in read}
     assert search_schedule(None, starts, STEPS, known=known) == whole
+
+
+def test_even_starts_have_the_last_step_and_spare_it():
+    log_snrs = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0, 40.0]
+    assert even_starts(log_snrs, 3) == {
+        "even": (0, 4, 8),
+        "even in log-SNR": (0, 7, 8),
+        "even, last step spared": (0, 3, 5),
+        "even in log-SNR, last step spared": (0, 6, 7),
+    }
+    assert set(even_starts(log_snrs, 9).values()) == {tuple(range(9))}
+
+
+def test_the_best_start_is_climbed_from_first():
+    score = gap_cost(PROFILES["even"])
+    starts = [(0, 1, 2, 3, 4), (0, 2, 4, 8, 11)]
+    asked = []
+    search_schedule(
+        score, starts, STEPS, max_evaluations=3, scored=lambda steps, value: asked.append(steps)
+    )
+    assert asked[:2] == starts and asked[2] in {
+        near for step in starts[1][1:] for near in moves(starts[1], step, STEPS)
+    }

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from xfuser_adacorr.core.refreshes import evenly_spaced
+
 Steps = tuple[int, ...]
 
 
@@ -48,6 +50,20 @@ def moves(steps: Steps, step: int, num_steps: int) -> Iterator[Steps]:
                 yield tuple(sorted(shifted))
 
 
+def even_starts(log_snrs: Sequence[float], computed: int) -> dict[str, Steps]:
+    """Named sets of ``computed`` steps to begin a search from.
+
+    Evenly spaced in the step index and in the log-SNR (one value a step), each with the last step
+    and without it: at few refreshes the last one serves better elsewhere.
+    """
+    axes = {"even": range(len(log_snrs)), "even in log-SNR": log_snrs}
+    starts = {name: evenly_spaced(axis, computed) for name, axis in axes.items()}
+    if computed < len(log_snrs):
+        for name, axis in axes.items():
+            starts[f"{name}, last step spared"] = evenly_spaced(axis, computed + 1)[:-1]
+    return starts
+
+
 def search_schedule(
     score: Callable[[Steps], float],
     starts: Sequence[Steps],
@@ -60,9 +76,9 @@ def search_schedule(
 ) -> Found:
     """The set of refreshed steps with the highest score that exchanges lead to from the starts.
 
-    Refreshes are taken in seeded random order; the first of their `moves` that improves the score
-    is made, until none does.
-    The course depends on the scores and the seed alone: with the scores ``known`` from an
+    All starts are scored first and the best one is climbed from first. Refreshes are taken in
+    seeded random order; the first of their `moves` that improves the score is made, until none
+    does. The course depends on the scores and the seed alone: with the scores ``known`` from an
     interrupted search (each was handed to ``scored``) the search goes on as if it had not stopped.
 
     Args:
@@ -95,9 +111,7 @@ def search_schedule(
     complete = True
     try:
         generator = random.Random(seed)
-        for start in dict.fromkeys(starts):
-            value(start)
-        for start in dict.fromkeys(starts):
+        for start in sorted(dict.fromkeys(starts), key=value, reverse=True):
             _climb(start, value, num_steps, generator)
     except _Spent:
         complete = False

@@ -27,9 +27,8 @@ FRACTIONS = (0.25, 0.35, 0.5)
 FEWER_STEPS = (0.22, 0.54)
 """Fewer-steps rows cover these shares of the reference's steps."""
 
-
-SCHEDULE_SHARES = (0.21, 0.28, 0.36, 0.45, 0.54)
-"""Shares of computed steps of the schedules that are tried."""
+SCHEDULE_SHARES = (0.2, *FRACTIONS, 0.54)
+"""Shares of computed steps of the schedules that are tried, rounded up to whole steps."""
 
 
 def sweep_rows(
@@ -67,7 +66,7 @@ def fewer_steps_rows(steps: int, solvers: Sequence[str]) -> list[Row]:
 
 def schedule_budgets(steps: int) -> list[int]:
     """Computed steps of the schedules that are tried."""
-    return sorted({max(2, round(share * steps)) for share in SCHEDULE_SHARES})
+    return sorted({max(2, math.ceil(share * steps)) for share in SCHEDULE_SHARES})
 
 
 def even_schedules(steps: int) -> list[dict[str, Any]]:

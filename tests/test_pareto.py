@@ -22,7 +22,7 @@ def command(models, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sweeps.SWEEPS, "flux", {8: lists})
     flux = families.FAMILIES["flux"]
     monkeypatch.setitem(families.FAMILIES, "flux", replace(flux, ode=replace(flux.ode, steps=10)))
-    monkeypatch.setattr(sweep, "SCHEDULE_SHARES", (0.3, 0.5))
+    monkeypatch.setattr(sweep, "SCHEDULE_SHARES", (0.25, 0.5))
     monkeypatch.setattr(sweep, "FEWER_STEPS", (0.5, 0.5))
 
     def run(*arguments):

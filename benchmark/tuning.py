@@ -26,6 +26,7 @@ from benchmark.store import read_json, write_json
 from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
 from xfuser_adacorr.model_executor.cache.samplers import log_snrs
+from xfuser_adacorr.model_executor.cache.stored_schedule import ADACORRECTION
 
 MAG_CACHE = "diffusers:MagCache"
 CALIBRATION_PROMPTS = 4
@@ -33,7 +34,7 @@ CALIBRATION_PROMPTS = 4
 
 def schedule_config(stand_in: str, steps: Steps) -> CacheConfig:
     """The given computed steps under reuse, forecast or adacorrection."""
-    corrected = stand_in == "adacorrection"
+    corrected = stand_in == ADACORRECTION
     return CacheConfig(
         use_cache="Schedule",
         schedule=steps,

@@ -11,7 +11,8 @@ import torch
 from calibration_runs import add_steps, final_latents, load, parse_arguments, settings_of
 from tqdm.auto import tqdm
 
-from xfuser_adacorr import CacheConfig, disable_cache, enable_cache
+from benchmark.tuning import schedule_config
+from xfuser_adacorr import disable_cache, enable_cache
 from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
 from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
 from xfuser_adacorr.model_executor.cache.samplers import describe_sampler, log_snrs, read_schedule
@@ -49,16 +50,6 @@ def budget_of(arguments: argparse.Namespace) -> int:
             f"to {steps} are accepted"
         )
     return budget
-
-
-def schedule_config(stand_in: str, steps: Steps) -> CacheConfig:
-    corrected = stand_in == ADACORRECTION
-    return CacheConfig(
-        use_cache="Schedule",
-        schedule=steps,
-        stand_in=None if corrected else stand_in,
-        enable_adacorrection=corrected,
-    )
 
 
 class LatentsScore:

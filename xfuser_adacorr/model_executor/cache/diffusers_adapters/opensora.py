@@ -11,13 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
-from xfuser_adacorr.model_executor.cache.blocks import forward_signature
+from .family import (
+    STARTING_THRESHOLDS,
+    BlockList,
+    ModelFamily,
+    TeaPolynomial,
+    entry_point,
+    forward_signature,
+    register_family,
+)
 
-from .layouts import channels_first_tokens, leading_channels
-from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, TeaPolynomial, register_family
+__getattr__ = entry_point(__name__)
 
-__all__ = ["OPENSORA", "OPENSORA_ORIGINAL", "apply_cache_on_transformer"]
 
 OPEN_SORA_1_2 = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "in_channels": 4}
 OPEN_SORA_1_2_POLYNOMIAL = TeaPolynomial(
@@ -62,16 +67,6 @@ def temporal_residual(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     )
 
 
-def predicted_clip(arguments: Mapping[str, Any], output: Tensor, sigma: float) -> Tensor:
-    """``x + sigma * v``, as v is clip - noise here; known frames (``x_mask`` False) as given."""
-    latents = arguments["hidden_states"]
-    clip = latents + sigma * leading_channels(output, latents.shape[1])
-    x_mask = arguments.get("x_mask")
-    if x_mask is None:
-        return clip
-    return torch.where(x_mask.bool()[:, None, :, None, None], clip, latents)
-
-
 def original_modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """As `modulated_input`; known frames (``x_mask`` False) are modulated by timestep 0."""
     x, x_mask = block.norm1(arguments["x"]), arguments.get("x_mask")
@@ -105,27 +100,13 @@ OPENSORA = register_family(
         transformer_class="STDiT3Transformer3DModel",
         block_lists=block_pairs("hidden_states", temporal_residual),
         latents="hidden_states",
-        latent_tokens=channels_first_tokens,
         timestep="timestep",
         full_noise_timestep=1000.0,
         output_stream="hidden_states",
-        followed=leading_channels,
         modulated_input=modulated_input,
         published_polynomial=published_polynomial,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
+        thresholds=STARTING_THRESHOLDS,
         num_frames=lambda arguments: arguments["num_frames"],
-        predicted_clip=predicted_clip,
-        batch_arguments=(
-            "hidden_states",
-            "timestep",
-            "encoder_hidden_states",
-            "encoder_attention_mask",
-            "x_mask",
-            "fps",
-            "height",
-            "width",
-        ),
-        guided_copies=2,
     )
 )
 
@@ -141,9 +122,5 @@ OPENSORA_ORIGINAL = register_family(
         modulated_input=original_modulated_input,
         make_output=lambda sample, return_dict: sample,
         num_frames=lambda arguments: arguments["T"],
-        predicted_clip=lambda arguments, output, sigma: predicted_clip(
-            {**arguments, "hidden_states": arguments["x"]}, output, sigma
-        ),
-        batch_arguments=("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width"),
     )
 )

@@ -5,12 +5,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
-from xfuser_adacorr.model_executor.cache.blocks import forward_signature
+from .family import (
+    CORRECTED_THRESHOLDS,
+    BlockList,
+    ModelFamily,
+    entry_point,
+    forward_signature,
+    register_family,
+)
 
-from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, register_family
-
-__all__ = ["OPENSORA2", "apply_cache_on_transformer"]
+__getattr__ = entry_point(__name__)
 
 
 def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
@@ -51,16 +55,5 @@ OPENSORA2 = register_family(
         modulated_input=modulated_input,
         make_output=lambda sample, return_dict: sample,
         thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
-        batch_arguments=(
-            "img",
-            "img_ids",
-            "txt",
-            "txt_ids",
-            "timesteps",
-            "y_vec",
-            "cond",
-            "guidance",
-        ),
-        guided_copies=3,
     )
 )

@@ -1,0 +1,13 @@
+"""Tiny pipelines of diffusers with drawn weights: ``CASES`` by name, no downloads."""
+
+from tests.pipelines import flux
+from tests.pipelines.case import Case, counted_calls, evaluations, flat, run
+
+FAMILIES = [
+    flux,
+]
+"""Modules with a list ``CASES`` each."""
+
+CASES: dict[str, Case] = {case.name: case for family in FAMILIES for case in family.CASES}
+
+__all__ = ["CASES", "Case", "counted_calls", "evaluations", "flat", "run"]

@@ -1,10 +1,13 @@
 """Tiny pipelines of diffusers with drawn weights: ``CASES`` by name, no downloads."""
 
-from tests.pipelines import flux
+from tests.pipelines import flux, flux2, sd3, stable_diffusion
 from tests.pipelines.case import Case, counted_calls, evaluations, flat, run
 
 FAMILIES = [
     flux,
+    flux2,
+    sd3,
+    stable_diffusion,
 ]
 """Modules with a list ``CASES`` each."""
 

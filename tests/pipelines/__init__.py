@@ -1,13 +1,32 @@
 """Tiny pipelines of diffusers with drawn weights: ``CASES`` by name, no downloads."""
 
-from tests.pipelines import flux, flux2, sd3, stable_diffusion
+from tests.pipelines import (
+    chroma,
+    flux,
+    flux2,
+    hidream,
+    kandinsky5_image,
+    pixart,
+    qwenimage,
+    sd3,
+    stable_audio,
+    stable_diffusion,
+    z_image,
+)
 from tests.pipelines.case import Case, counted_calls, evaluations, flat, run
 
 FAMILIES = [
+    chroma,
     flux,
     flux2,
+    hidream,
+    kandinsky5_image,
+    pixart,
+    qwenimage,
     sd3,
+    stable_audio,
     stable_diffusion,
+    z_image,
 ]
 """Modules with a list ``CASES`` each."""
 

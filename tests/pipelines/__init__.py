@@ -4,13 +4,16 @@ from tests.pipelines import (
     chroma,
     flux,
     flux2,
+    flux_descendants,
     hidream,
     kandinsky5_image,
+    pag,
     pixart,
     qwenimage,
     sd3,
     stable_audio,
     stable_diffusion,
+    unet_samplers,
     z_image,
 )
 from tests.pipelines.case import Case, counted_calls, evaluations, flat, run
@@ -19,13 +22,16 @@ FAMILIES = [
     chroma,
     flux,
     flux2,
+    flux_descendants,
     hidream,
     kandinsky5_image,
+    pag,
     pixart,
     qwenimage,
     sd3,
     stable_audio,
     stable_diffusion,
+    unet_samplers,
     z_image,
 ]
 """Modules with a list ``CASES`` each."""

@@ -74,7 +74,8 @@ def run(
     arguments["generator"] = torch.Generator().manual_seed(seed)
     if case.output_type is not None:
         arguments["output_type"] = case.output_type
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # some pipelines encode a control picture without the generator
         return case.result(pipe(**(arguments | overrides)))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
@@ -66,10 +67,20 @@ def guided(larger: bool) -> dict[str, Any]:
     return text(larger) | {"negative_prompt_embeds": drawn(3, 1, TEXT, WIDTH)}
 
 
+def keys_and_values(larger: bool) -> dict[str, Any]:
+    """The first call gives the keys and values of the reference to all others."""
+    return {key: value for key, value in edit(larger).items() if key != "guidance_scale"}
+
+
 KLEIN = partial(build, Flux2KleinPipeline, guidance_embeds=False)
 
 CASES = [
     Case(name="flux2", build=build, arguments=text),
     Case(name="flux2-edit", build=build, arguments=edit),
     Case(name="flux2-klein", build=KLEIN, arguments=guided, calls_a_step=2),
+    Case(
+        name="flux2-klein-kv",
+        build=partial(build, Flux2KleinKVPipeline, guidance_embeds=False),
+        arguments=keys_and_values,
+    ),
 ]

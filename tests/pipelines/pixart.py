@@ -14,7 +14,9 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SanaPipeline,
+    SanaSprintPipeline,
     SanaTransformer2DModel,
+    SCMScheduler,
 )
 
 from tests.pipelines.case import Case
@@ -40,7 +42,7 @@ def make_pixart():
     )
 
 
-def make_sana():
+def make_sana(**config):
     return tiny(
         SanaTransformer2DModel,
         in_channels=4,
@@ -53,6 +55,7 @@ def make_sana():
         cross_attention_dim=16,
         caption_channels=WIDTH,
         sample_size=8,
+        **config,
     )
 
 
@@ -83,6 +86,16 @@ def text(larger: bool, side: int) -> dict[str, Any]:
         "height": side,
         "width": side * 3 // 2 if larger else side,
     }
+
+
+def sprint(larger: bool) -> dict[str, Any]:
+    """The guidance is in the weights; the sampler starts anew from noise in every step."""
+    arguments = {k: v for k, v in text(larger, 256).items() if not k.startswith("negative")}
+    return arguments | {"intermediate_timesteps": None}
+
+
+def make_sprint():
+    return make_sana(guidance_embeds=True, qk_norm="rms_norm_across_heads")
 
 
 def build_dit(scheduler=DDIMScheduler):
@@ -128,6 +141,17 @@ CASES = [
         name="sana-euler",
         build=partial(build, SanaPipeline, make_sana, FlowMatchEulerDiscreteScheduler),
         arguments=partial(text, side=256),
+    ),
+    Case(
+        name="sana-sprint",
+        build=partial(
+            build,
+            SanaSprintPipeline,
+            make_sprint,
+            partial(SCMScheduler, prediction_type="trigflow", sigma_data=0.5),
+        ),
+        arguments=sprint,
+        stochastic=True,
     ),
     Case(name="dit", build=build_dit, arguments=labels, output_type="np"),
 ]

@@ -86,29 +86,34 @@ class Track:
     """The run's: another object is another run."""
     places: Places
     lane: Lane | None = None
-    last: Step | None = None
+    last: int | None = None
+    """Which of ``places.steps`` was taken last."""
     returned: Tensor | None = None
     """Latents that the last step returned."""
 
-    def place(self, timestep: Any) -> Step | None:
-        """The step that the sampler takes now; None beyond the run's steps."""
-        scheduler, steps = unwrapped(self.stepper), self.places.steps
-        index = getattr(scheduler, "step_index", None)
-        if index is None and self.last is not None:
-            index = self.last.index + 1
-        if index is None:
-            index = getattr(scheduler, "begin_index", None)
-        if index is None:  # read once a run
-            index = self.places.nearest(float(torch.as_tensor(timestep).flatten()[0]))
-        return steps[index] if 0 <= index < len(steps) else None
+    def place(self, timestep: Any) -> int | None:
+        """Which of the run's steps the sampler takes now; None beyond them."""
+        scheduler = unwrapped(self.stepper)
+        place = getattr(scheduler, "step_index", None)
+        if place is None and self.last is not None:
+            place = self.last + 1
+        if place is None:
+            place = getattr(scheduler, "begin_index", None)
+        if place is None:  # read once a run
+            place = self.places.nearest(float(torch.as_tensor(timestep).flatten()[0]))
+        return place if 0 <= place < len(self.places.steps) else None
 
     @property
     def next_step(self) -> Step | None:
         """The step to come; of a run that has not begun as far as the scheduler knows it."""
-        index = getattr(unwrapped(self.stepper), "begin_index", None) or 0
+        place = getattr(unwrapped(self.stepper), "begin_index", None) or 0
         if self.last is not None:
-            index = self.last.index + 1
-        return self.places.steps[index] if index < len(self.places.steps) else None
+            place = self.last + 1
+        return self.places.steps[place] if place < len(self.places.steps) else None
+
+    @property
+    def is_over(self) -> bool:
+        return self.last == len(self.places.steps) - 1
 
 
 @dataclass(slots=True)
@@ -302,16 +307,18 @@ class RunTracker:
         arguments |= arguments.pop("kwargs", {})
         try:
             track = self._track(run, stepper)
-            step = track.place(arguments["timestep"])
-            if step is None:
+            place = track.place(arguments["timestep"])
+            if place is None:
                 return original(**arguments)
+            step = track.places.steps[place]
             result = self._answer_step(run, track, step, original, arguments)
         except BaseException:
             self.reset()
             raise
         run.stepped = True
-        track.last, track.returned = step, result[0]
-        if all(each.last.is_last for each in run.tracks.values() if each.last is not None):
+        track.last = place
+        track.returned = result if isinstance(result, Tensor) else result[0]
+        if all(each.is_over for each in run.tracks.values() if each.last is not None):
             run.account_memory()
             run.forget()
         return result

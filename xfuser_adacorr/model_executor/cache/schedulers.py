@@ -135,6 +135,7 @@ class Places:
     """One run's steps on the host, and the sampler that takes them."""
 
     steps: tuple[Step, ...]
+    """One for each call of ``scheduler.step``; a Heun-like sampler takes two with one index."""
     sampler: dict[str, Any]
     """Class and options (`describe_sampler`)."""
 
@@ -148,7 +149,7 @@ class Places:
         return [*(step.sigma for step in self.steps), self.steps[-1].sigma_next]
 
     def nearest(self, timestep: float) -> int:
-        """Index of the step at this timestep; of equal ones (PNDM) the first."""
+        """Which of ``steps`` is at this timestep; of equal ones (PNDM) the first."""
         return min(
             range(len(self.steps)), key=lambda i: (abs(self.steps[i].timestep - timestep), i)
         )
@@ -177,17 +178,17 @@ def read_places(scheduler: Any, latents_known: bool = True) -> Places:
         rows = _variance_preserving_rows(scheduler, timesteps, latents_known)
     else:
         rows = _unknown_rows(timesteps)
-    several = getattr(scheduler, "order", 1) == 2
-    count = len(timesteps)
+    calls_a_step = 2 if getattr(scheduler, "order", 1) == 2 else 1
+    count = -(-len(timesteps) // calls_a_step)
     steps = tuple(
         Step(
-            index,
-            remaining=count - index,
-            timestep=timesteps[index],
-            follows=several and index % 2 == 1,
+            place // calls_a_step,
+            remaining=count - place // calls_a_step,
+            timestep=timesteps[place],
+            follows=place % calls_a_step > 0,
             **row,
         )
-        for index, row in enumerate(rows)
+        for place, row in enumerate(rows)
     )
     return Places(steps, describe_sampler(scheduler))
 

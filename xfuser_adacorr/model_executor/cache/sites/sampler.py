@@ -167,7 +167,7 @@ class SamplerSite:
         """Step with the computed output, which teaches, or with the forecast."""
         lane = self._lane_of(run, track)
         call, decision = run.decided.pop(id(track.stepper), (None, None))
-        if call is None or call.step.index != step.index:  # first of a copy, or out of turn
+        if call is None or call.step is not step:  # first of a copy, or out of turn
             call, decision = Call(step=step), Decision(True, "first")
         computed = all(run.made.values())
         if not run.stepped:

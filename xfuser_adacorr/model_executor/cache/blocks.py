@@ -1,8 +1,6 @@
 """A transformer's blocks as a cache sees them: bound arguments, streams, and counted FLOPs."""
 
-import inspect
 from collections.abc import Callable, Mapping
-from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -11,37 +9,14 @@ from torch import Tensor, nn
 
 from xfuser_adacorr.core.flops import count_flops
 
-from .diffusers_adapters.registry import BlockList, ModelFamily, Streams
+from .diffusers_adapters.family import (
+    BlockList,
+    ModelFamily,
+    Streams,
+    bind_arguments,
+)
+from .diffusers_adapters.generic import resolve_returns
 from .methods.base import BlockCall
-
-
-@cache
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    signature = inspect.signature(forward)
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-def forward_signature(module: nn.Module) -> inspect.Signature:
-    """Signature of ``module.forward`` as it was written, without ``self``.
-
-    Some models choose their forward per instance; offloading hooks put wrappers in its place.
-    """
-    forward = module.__dict__.get("forward")
-    while forward is not None and not inspect.ismethod(forward):
-        forward = getattr(forward, "__wrapped__", None)
-    if forward is not None and forward.__self__ is module:
-        return _signature(forward.__func__)
-    return _signature(type(module).forward)
-
-
-def bind_arguments(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``module.forward`` by name, however they were passed."""
-    signature = forward_signature(module)
-    arguments = dict(signature.bind(*args, **kwargs).arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    return arguments
 
 
 def sample_of(output: Any) -> Tensor:
@@ -87,6 +62,10 @@ class StreamLayout:
         self._output_stream = output_stream
         self._lengths: dict[str, int] = {}
         """Tokens of each stream in this call, but for the output stream, which has the rest."""
+        self._frames = 0
+        """Of the output stream in this call, where a list has them as tokens."""
+        self._tokens = 0
+        """A frame's, likewise."""
 
     def read_arguments(self, block_list: BlockList, arguments: Mapping[str, Any]) -> Streams:
         if block_list.joint is not None:
@@ -95,22 +74,38 @@ class StreamLayout:
         for name, x in streams.items():
             if name != self._output_stream:
                 self._lengths[name] = x.shape[1]
+        output = streams[self._output_stream]
+        if block_list.transposed:
+            self._frames = output.shape[1]
+            return {**streams, self._output_stream: _transposed(output, self._tokens)}
+        self._tokens = output.shape[1]
         return streams
 
     def write_arguments(self, block_list: BlockList, streams: Streams) -> dict[str, Tensor]:
+        if block_list.transposed:
+            output = _transposed(streams[self._output_stream], self._frames)
+            return {**streams, self._output_stream: output}
         if block_list.joint is None:
             return streams
         return {block_list.joint: self._join(streams, block_list.streams)}
 
-    def read_result(self, block_list: BlockList, result: Any) -> Streams:
+    def read_result(
+        self, block_list: BlockList, result: Any, given: Streams | None = None
+    ) -> Streams:
+        """The streams in a block's result; one that it drops (None) stays as it was ``given``."""
         if block_list.joint is not None:
             return self._split(result, block_list.returns)
-        result = result if isinstance(result, tuple) else (result,)
-        return dict(zip(block_list.returns, result, strict=True))
+        result = result if isinstance(result, (tuple, list)) else (result,)
+        streams = dict(zip(block_list.returns, result, strict=True))
+        if block_list.transposed:
+            output = streams[self._output_stream]
+            streams[self._output_stream] = _transposed(output, self._tokens)
+        return {name: given[name] if x is None and given else x for name, x in streams.items()}
 
     def write_result(self, block_list: BlockList, streams: Streams) -> Any:
         if block_list.joint is not None:
             return self._join(streams, block_list.returns)
+        streams = self.write_arguments(block_list, streams)
         returned = tuple(streams[name] for name in block_list.returns)
         return returned if len(returned) > 1 else returned[0]
 
@@ -128,8 +123,17 @@ class StreamLayout:
         return torch.cat([streams[name] for name in names], dim=1)
 
 
+def _transposed(x: Tensor, tokens: int) -> Tensor:
+    """``[B*tokens, T, D]`` -> ``[B*T, tokens, D]``."""
+    return x.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
+
+
 class BlockRunner:
-    """Turns calls of the blocks into `BlockCall`, and counts the FLOPs of those executed."""
+    """Turns calls of the blocks into `BlockCall`, and counts the FLOPs of those executed.
+
+    Where the family does not say what its blocks return, the first call of each list, which is
+    always a computed one, tells (`resolve_returns`).
+    """
 
     def __init__(self, transformer: nn.Module, family: ModelFamily) -> None:
         self.stack = block_stack(transformer, family)
@@ -137,15 +141,36 @@ class BlockRunner:
         self.executed_flops = 0
         """FLOPs since it was last set to 0."""
         self._flops: dict[tuple, int] = {}
+        self._owner = type(transformer).__name__
+        self._output_stream = family.output_stream
+        self._due = 0
+        """Index of the block whose turn it is."""
+        self._shape: torch.Size | None = None
+        """Of the output stream at the first block of this call."""
+        self._returned: Streams | None = None
+        """Streams after the block before, as long as lists are left to be resolved."""
 
     def call(
         self, index: int, original: Callable[..., Any], args: tuple, kwargs: dict
     ) -> BlockCall:
-        """The call of block ``index``; nothing is executed yet."""
+        """The call of block ``index``; a block of a list that is not resolved yet is executed.
+
+        Raises `ValueError` for blocks that run in another order than the lists', and for what
+        `resolve_returns` refuses.
+        """
+        self._take_turn(index)
         block, block_list = self.stack[index]
         arguments = bind_arguments(block, args, kwargs)
-        streams = self.layout.read_arguments(block_list, arguments)
         once: list[Streams] = []
+        if block_list.returns is None:
+            result = self._execute(index, original, arguments)
+            block_list = self._resolve(block_list, arguments, result)
+            streams = self.layout.read_arguments(block_list, arguments)
+            once.append(self.layout.read_result(block_list, result, streams))
+        else:
+            streams = self.layout.read_arguments(block_list, arguments)
+        if index == 0:
+            self._shape = streams[self._output_stream].shape
 
         def run(**overrides: Any) -> Streams:
             if once and not overrides:
@@ -154,7 +179,7 @@ class BlockRunner:
             if changed:
                 changed = self.layout.write_arguments(block_list, {**streams, **changed})
             result = self._execute(index, original, arguments | overrides | changed)
-            out = self.layout.read_result(block_list, result)
+            out = self.layout.read_result(block_list, result, streams)
             if not (overrides or changed):
                 once.append(out)
             return out
@@ -163,7 +188,40 @@ class BlockRunner:
 
     def result(self, index: int, out: Streams) -> Any:
         """What block ``index`` returns for these streams."""
+        if index == len(self.stack) - 1:
+            self._check_end(out)
+        elif any(each.returns is None for _, each in self.stack[index + 1 :]):
+            self._returned = out
         return self.layout.write_result(self.stack[index][1], out)
+
+    def _take_turn(self, index: int) -> None:
+        if index not in (0, self._due):
+            raise ValueError(
+                f"{self._owner}: block {index} of the stack was called where it was the turn of "
+                f"block {self._due}; blocks have to run in the order of "
+                f"{', '.join(dict.fromkeys(each.attribute for _, each in self.stack))}"
+            )
+        self._due = index + 1
+
+    def _resolve(self, block_list: BlockList, arguments: dict[str, Any], result: Any) -> BlockList:
+        before, self._returned = self._returned, None
+        try:
+            resolved = resolve_returns(block_list, arguments, result, before)
+        except ValueError as error:
+            raise ValueError(f"{self._owner}: {error}") from error
+        self.stack = [
+            (block, resolved if each is block_list else each) for block, each in self.stack
+        ]
+        return resolved
+
+    def _check_end(self, out: Streams) -> None:
+        """A residual of the whole stack needs an output stream that keeps its shape."""
+        shape, self._returned = out[self._output_stream].shape, None
+        if shape != self._shape:
+            raise ValueError(
+                f"{self._owner}: {self._output_stream} goes into the stack as {list(self._shape)} "
+                f"and comes out as {list(shape)}"
+            )
 
     def _execute(self, index: int, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Run a block; its FLOPs are measured when its input sizes are first seen."""

@@ -5,25 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
-
+from .family import STARTING_THRESHOLDS, BlockList, ModelFamily, entry_point, register_family
 from .layouts import channels_first_tokens, leading_channels, select_hidden_states
-from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, register_family
 
-__all__ = ["DIT", "apply_cache_on_transformer"]
+__getattr__ = entry_point(__name__)
+
 
 STREAMS = ("hidden_states",)
-
-
-def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-    """The first output of adaLN-zero, which embeds timestep and class in every block."""
-    hidden_states = arguments["hidden_states"]
-    return block.norm1(
-        hidden_states,
-        arguments["timestep"],
-        arguments["class_labels"],
-        hidden_dtype=hidden_states.dtype,
-    )[0]
 
 
 def attention_residual(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
@@ -56,9 +44,8 @@ DIT = register_family(
         full_noise_timestep=1000.0,
         output_stream="hidden_states",
         followed=leading_channels,
-        modulated_input=modulated_input,
         select_tokens=select_hidden_states,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
+        thresholds=STARTING_THRESHOLDS,
         batch_arguments=("hidden_states", "timestep", "class_labels"),
         guided_copies=2,
     )

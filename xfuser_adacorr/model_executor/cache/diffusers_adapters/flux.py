@@ -4,13 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
+from .family import (
+    CORRECTED_THRESHOLDS,
+    BlockList,
+    ModelFamily,
+    TeaPolynomial,
+    entry_point,
+    register_family,
+)
 
-from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, TeaPolynomial, register_family
+__getattr__ = entry_point(__name__)
 
-__all__ = ["FLUX", "apply_cache_on_transformer"]
 
 STREAMS = ("hidden_states", "encoder_hidden_states")
 RETURNS = ("encoder_hidden_states", "hidden_states")
@@ -20,10 +26,6 @@ FLUX_DEV_POLYNOMIAL = TeaPolynomial(
     coefficients=(498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 )
 """TeaCache's published fit for FLUX.1-dev; its fit range is not published."""
-
-
-def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-    return block.norm1(arguments["hidden_states"], emb=arguments["temb"])[0]
 
 
 def select_tokens(arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
@@ -53,7 +55,6 @@ FLUX = register_family(
         latents="hidden_states",
         timestep="timestep",
         output_stream="hidden_states",
-        modulated_input=modulated_input,
         select_tokens=select_tokens,
         published_polynomial=published_polynomial,
         thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},

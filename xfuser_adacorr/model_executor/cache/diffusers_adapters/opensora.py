@@ -11,13 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
-from xfuser_adacorr.model_executor.cache.blocks import forward_signature
-
+from .family import (
+    STARTING_THRESHOLDS,
+    BlockList,
+    ModelFamily,
+    TeaPolynomial,
+    entry_point,
+    forward_signature,
+    register_family,
+)
 from .layouts import channels_first_tokens, leading_channels
-from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, TeaPolynomial, register_family
 
-__all__ = ["OPENSORA", "OPENSORA_ORIGINAL", "apply_cache_on_transformer"]
+__getattr__ = entry_point(__name__)
+
 
 OPEN_SORA_1_2 = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "in_channels": 4}
 OPEN_SORA_1_2_POLYNOMIAL = TeaPolynomial(
@@ -112,7 +118,7 @@ OPENSORA = register_family(
         followed=leading_channels,
         modulated_input=modulated_input,
         published_polynomial=published_polynomial,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
+        thresholds=STARTING_THRESHOLDS,
         num_frames=lambda arguments: arguments["num_frames"],
         predicted_clip=predicted_clip,
         batch_arguments=(

@@ -5,12 +5,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
-from xfuser_adacorr.model_executor.cache.blocks import forward_signature
+from .family import (
+    CORRECTED_THRESHOLDS,
+    BlockList,
+    ModelFamily,
+    entry_point,
+    forward_signature,
+    register_family,
+)
 
-from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, register_family
-
-__all__ = ["OPENSORA2", "apply_cache_on_transformer"]
+__getattr__ = entry_point(__name__)
 
 
 def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:

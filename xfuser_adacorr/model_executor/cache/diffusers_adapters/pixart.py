@@ -5,30 +5,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.api import apply_cache_on_transformer
-
+from .family import STARTING_THRESHOLDS, BlockList, ModelFamily, entry_point, register_family
 from .layouts import channels_first_tokens, leading_channels, select_hidden_states
-from .registry import CORRECTED_THRESHOLDS, BlockList, ModelFamily, register_family
 
-__all__ = ["PIXART", "apply_cache_on_transformer"]
+__getattr__ = entry_point(__name__)
+
 
 STREAMS = ("hidden_states",)
-
-
-def modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-    """Normalised tokens, scaled and shifted by the block's table plus ``timestep [B, 6C]``."""
-    hidden_states = arguments["hidden_states"]
-    modulation = block.scale_shift_table + arguments["timestep"].unflatten(-1, (6, -1))
-    shift, scale = modulation[:, 0:1], modulation[:, 1:2]
-    return block.norm1(hidden_states) * (1 + scale) + shift
 
 
 def attention_residual(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """Gated self-attention of the block."""
     modulation = block.scale_shift_table + arguments["timestep"].unflatten(-1, (6, -1))
-    return modulation[:, 2:3] * block.attn1(
-        modulated_input(block, arguments), attention_mask=arguments.get("attention_mask")
-    )
+    shift, scale, gate = modulation[:, :3].split(1, dim=1)
+    modulated = block.norm1(arguments["hidden_states"]) * (1 + scale) + shift
+    return gate * block.attn1(modulated, attention_mask=arguments.get("attention_mask"))
 
 
 PIXART = register_family(
@@ -49,9 +40,8 @@ PIXART = register_family(
         full_noise_timestep=1000.0,
         output_stream="hidden_states",
         followed=leading_channels,
-        modulated_input=modulated_input,
         select_tokens=select_hidden_states,
-        thresholds={"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
+        thresholds=STARTING_THRESHOLDS,
         batch_arguments=(
             "hidden_states",
             "encoder_hidden_states",

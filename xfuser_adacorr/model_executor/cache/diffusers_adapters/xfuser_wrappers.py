@@ -9,9 +9,9 @@ from typing import Any
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
+from .family import register_family
 from .flux import FLUX
 from .pixart import PIXART
-from .registry import register_family
 
 
 def make_flux_output(sample: Tensor, return_dict: bool) -> Any:

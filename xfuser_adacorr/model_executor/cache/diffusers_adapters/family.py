@@ -1,0 +1,270 @@
+"""What a model family looks like to a cache: a description, no behaviour of caching."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from xfuser_adacorr.config import CacheConfig
+
+from .attention_input import attention_input
+
+Streams = dict[str, Tensor]
+"""Token streams that flow from block to block, by argument name, each ``[B, N, D]``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockList:
+    """One list of transformer blocks, in the order they run."""
+
+    attribute: str
+    """Name of the ``ModuleList`` on the transformer."""
+    streams: tuple[str, ...]
+    """Block arguments that are streams; while ``returns`` is None, the output stream alone."""
+    returns: tuple[str, ...] | None
+    """The streams a block returns, in its order. None: not known before the first computed call,
+    at which `generic.resolve_returns` finds them."""
+    attention_residual: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None
+    """(block, its bound arguments) -> the gated residual of its self-attention ``[B, N, D]`` of the
+    output stream. Ada's signal is that of the middle block of the lists that have one; if none has,
+    the whole residual of the middle block of the stack."""
+    joint: str | None = None
+    """Block argument that holds all ``streams`` as one sequence, in their order; the block then
+    returns one sequence too, of ``returns``. None: every stream is an argument of its own."""
+    interleaved: bool = False
+    """The blocks run in turns with those of the list before: ``a[0], b[0], a[1], b[1], ...``"""
+    transposed: bool = False
+    """The blocks take frames as tokens: the output stream is ``[B*S, T, D]`` where the lists that
+    are not transposed have ``[B*T, S, D]``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeaPolynomial:
+    """TeaCache's fit of output change on signal change, highest power first."""
+
+    coefficients: tuple[float, ...]
+    domain: tuple[float, float] = (0.0, float("inf"))
+    """Range of relative input changes it was fitted on; inputs are clamped to it."""
+
+    def __call__(self, x: float) -> float:
+        x = min(max(x, self.domain[0]), self.domain[1])
+        value = 0.0
+        for coefficient in self.coefficients:
+            value = value * x + coefficient
+        return max(value, 0.0)
+
+
+CORRECTED_THRESHOLDS = {
+    "Fb+AdaCorrection": 0.35,
+    "Tea+AdaCorrection": 0.3,
+    "Fast+AdaCorrection": 0.32,
+}
+"""Triggers of corrected methods, chosen on FLUX; where nothing is measured yet, a start."""
+
+STARTING_THRESHOLDS = {"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS}
+"""Triggers of a model of which nothing is measured yet."""
+
+
+def diffusers_output(sample: Tensor, return_dict: bool) -> Any:
+    """What transformers of diffusers return."""
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFamily:
+    """A family of transformers: where its blocks, streams, signals and defaults are.
+
+    Raises `ValueError` if the block lists contradict each other or the output stream.
+    """
+
+    name: str
+    transformer_class: str
+    """Class name; subclasses (xfuser's wrappers) match too."""
+    block_lists: tuple[BlockList, ...]
+    latents: str
+    """Forward argument with the noisy latents ``[B, ...]``."""
+    timestep: str
+    """Forward argument with the timestep."""
+    output_stream: str
+    """Stream that the model's head reads after the last block."""
+    modulated_input: Callable[[nn.Module, Mapping[str, Any]], Tensor] = attention_input
+    """(first block, its bound arguments) -> the modulated input of its attention ``[B, N, D]``."""
+    select_tokens: Callable[[Mapping[str, Any], Tensor], dict[str, Any]] | None = None
+    """(bound block arguments, kept token indices ``[K]``) -> arguments for those tokens alone.
+    None: the blocks need all tokens, so that Fast refuses ``static_tokens``."""
+    make_output: Callable[[Tensor, bool], Any] = diffusers_output
+    """(sample, return_dict) -> what the transformer's forward returns."""
+    published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None] = lambda config: None
+    """(model config) -> TeaCache's published polynomial, if this is a checkpoint it is for."""
+    read_output: Callable[[Any], Tensor] | None = None
+    """What the transformer's forward returned -> the sample in it. None: a tensor, the first of a
+    tuple, or the sample of a diffusers output."""
+    latent_tokens: Callable[[Tensor], Tensor] = lambda latents: latents
+    """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Default ``rel_l1_thresh`` by display name. A corrected method that is not listed takes its
+    base method's, which computes more than it needs: the tolerance is a trigger of its own."""
+    tolerance: float = 0.004
+    """Default ``adacorr_tolerance`` of ``Auto``."""
+    safety_tolerance: float = 0.01
+    """Default ``adacorr_tolerance`` of a corrected base method, which has a trigger of its own."""
+    num_frames: Callable[[Mapping[str, Any]], int] | None = None
+    """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).
+    None: tokens have no frames."""
+    predicted_clip: Callable[[Mapping[str, Any], Tensor, float], Tensor] | None = None
+    """(bound arguments of the transformer, its output, sigma) -> the clip ``[B, C, T, H, W]`` that
+    they predict, as latents; with ``num_frames``. None: not described, or a model of images."""
+    followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output
+    """(transformer output, channels of the latents) -> the part that the sampler follows; offsets
+    are measured on it. The rest (a learned variance) is forecast too."""
+    full_noise_timestep: float = 1.0
+    """Timestep that the transformer is given at pure noise: 1, or 1000."""
+    batch_arguments: tuple[str, ...] = ()
+    """Forward arguments with a row for each sample, as tensors or nested in lists and mappings;
+    empty: the samples of a batch cannot be told apart, so that ``per_sample`` is refused."""
+    shared_arguments: tuple[str, ...] = ()
+    """Forward arguments with tensors that hold for all samples. Those in neither tuple must have no
+    tensors where samples are decided one by one."""
+    guided_copies: int = 1
+    """How often a guided call holds the latents of its samples, all of them one time after the
+    other; 1 where guidance takes calls of its own."""
+    recognises: Callable[[nn.Module], bool] | None = None
+    """Whether a transformer has this family's structure, for models of packages that may not be
+    imported; it is asked in place of the class name."""
+
+    def __post_init__(self) -> None:
+        if not self.block_lists:
+            raise ValueError(f"block_lists of family {self.name!r} must not be empty")
+        first = self.block_lists[0]
+        if first.interleaved or first.joint is not None:
+            raise ValueError(
+                f"block_lists of family {self.name!r}: the first list must be neither interleaved "
+                f"nor joint, got {first}"
+            )
+        for block_list in self.block_lists:
+            for name, streams in (("streams", block_list.streams), ("returns", block_list.returns)):
+                if streams is not None and self.output_stream not in streams:
+                    raise ValueError(
+                        f"{name} of {block_list.attribute} in family {self.name!r} must contain "
+                        f"the output_stream {self.output_stream!r}, got {streams}"
+                    )
+        if self.batch_arguments and self.latents not in self.batch_arguments:
+            raise ValueError(
+                f"batch_arguments of family {self.name!r} must contain the latents "
+                f"{self.latents!r}, got {self.batch_arguments}"
+            )
+
+    def default_threshold(self, config: CacheConfig) -> float | None:
+        """Default ``rel_l1_thresh`` of the method that ``config`` asks for; None without one."""
+        return self.thresholds.get(config.name, self.thresholds.get(config.use_cache))
+
+
+def entry_point(module: str) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a family's ``module``: it offers `apply_cache_on_transformer`, as
+    xfuser's callers expect. The api is imported when that is asked for, not before."""
+
+    def find(name: str) -> Any:
+        if name == "apply_cache_on_transformer":
+            return import_module(
+                "xfuser_adacorr.model_executor.cache.api"
+            ).apply_cache_on_transformer
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
+
+
+_FAMILY_MODULES = ("flux", "pixart", "dit", "opensora", "opensora2", "xfuser_wrappers")
+_FAMILIES: dict[str, ModelFamily] = {}
+
+
+def _families() -> dict[str, ModelFamily]:
+    """All families by transformer class; a family's module registers it when imported."""
+    earlier = dict(_FAMILIES)
+    for module in _FAMILY_MODULES:
+        import_module(f"{__package__}.{module}")
+    _FAMILIES.update(earlier)  # what was registered by hand replaces what comes with the package
+    return _FAMILIES
+
+
+def register_family(family: ModelFamily) -> ModelFamily:
+    """Make a family known; a family of the same transformer class is replaced."""
+    _FAMILIES[family.transformer_class] = family
+    return family
+
+
+def known_transformers() -> tuple[str, ...]:
+    return tuple(sorted(_families()))
+
+
+def find_family(transformer: nn.Module) -> ModelFamily:
+    """Return the family of a transformer; one that is not known is inferred.
+
+    The class name decides, and for families that say how to recognise them the structure. Raises
+    `ValueError` if the class is not known and nothing can be inferred of it.
+    """
+    families = _families()
+    for cls in type(transformer).__mro__:
+        family = families.get(cls.__name__)
+        if family is not None and family.recognises is None:
+            return family
+    for family in families.values():
+        if family.recognises is not None and family.recognises(transformer):
+            return family
+    try:
+        return import_module(f"{__package__}.generic").infer_family(transformer)
+    except ValueError as error:
+        raise ValueError(
+            f"no cache adapter for transformer {type(transformer).__name__}, and none can be "
+            f"inferred: {error}; described by hand: {', '.join(known_transformers())}"
+        ) from error
+
+
+def family_named(name: str) -> ModelFamily:
+    """Return a family by its name; raise `ValueError` naming the known ones."""
+    by_name = {family.name: family for family in _families().values()}
+    if name not in by_name:
+        raise ValueError(f"unknown model family {name!r}; accepted: {', '.join(sorted(by_name))}")
+    return by_name[name]
+
+
+def config_of(transformer: nn.Module) -> Mapping[str, Any]:
+    """Options a model was made with: diffusers' mapping, or the attributes of a config object."""
+    config = getattr(transformer, "config", None)
+    if config is None or isinstance(config, Mapping):
+        return config or {}
+    return vars(config)
+
+
+@cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def forward_signature(module: nn.Module) -> inspect.Signature:
+    """Signature of ``module.forward`` as it was written, without ``self``.
+
+    Some models choose their forward per instance; offloading hooks put wrappers in its place.
+    """
+    forward = module.__dict__.get("forward")
+    while forward is not None and not inspect.ismethod(forward):
+        forward = getattr(forward, "__wrapped__", None)
+    if forward is not None and forward.__self__ is module:
+        return _signature(forward.__func__)
+    return _signature(type(module).forward)
+
+
+def bind_arguments(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``module.forward`` by name, however they were passed."""
+    signature = forward_signature(module)
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    return arguments

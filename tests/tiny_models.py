@@ -1,0 +1,729 @@
+"""Tiny diffusers transformers, a line or two each, with inputs for calls along a sampling run.
+
+Every model is built from a seed, and nothing is loaded. Its inputs are a function of the noise
+level: the latents go from noise to a picture, the timestep goes with them, the rest stays.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+MODELS: dict[str, "TinyModel"] = {}
+"""By class name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModel:
+    """How to build a tiny model of a class of diffusers, and what to call it with."""
+
+    name: str
+    config: Mapping[str, Any]
+    shape: tuple[int, ...]
+    """Of the latents."""
+    latents: str = "hidden_states"
+    timestep: str = "timestep"
+    full_noise: float = 1000.0
+    """Timestep at pure noise."""
+    others: Callable[[], dict[str, Any]] = dict
+    """The arguments that stay the same during a run."""
+    along: Callable[[Tensor, float], dict[str, Any]] = field(default=lambda x, level: {})
+    """(latents, noise level) -> further arguments that change."""
+
+    def make(self) -> nn.Module:
+        torch.manual_seed(0)
+        model = getattr(diffusers, self.name)(**self.config).eval()
+        for parameter in model.parameters():  # gates and heads that start at zero would hide blocks
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.05)
+        return model
+
+    def inputs(self, level: float) -> dict[str, Any]:
+        """Arguments of a call at noise level 1 (noise) to 0 (picture)."""
+        x = level * seeded(1, *self.shape) + (1 - level) * seeded(2, *self.shape)
+        timestep = torch.full((self.shape[0],), level * self.full_noise)
+        return {
+            self.latents: x,
+            self.timestep: timestep,
+            **self.others(),
+            **self.along(x, level),
+        }
+
+
+def seeded(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny(name: str, shape: tuple[int, ...], config: Mapping[str, Any], **options: Any) -> None:
+    MODELS[name] = TinyModel(name=name, shape=shape, config=config, **options)
+
+
+def text(*shape: int, name: str = "encoder_hidden_states") -> dict[str, Tensor]:
+    return {name: seeded(3, *shape)}
+
+
+def ids(tokens: int, axes: int = 3) -> Tensor:
+    """Positions of a square of ``tokens``."""
+    side = int(tokens**0.5)
+    positions = torch.zeros(tokens, axes)
+    positions[:, -2], positions[:, -1] = torch.arange(tokens) // side, torch.arange(tokens) % side
+    return positions
+
+
+def flux_like(**others: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {
+        **text(1, 6, 16),
+        "img_ids": ids(16),
+        "txt_ids": torch.zeros(6, 3),
+        **{name: value() for name, value in others.items()},
+    }
+
+
+def pooled() -> Tensor:
+    return seeded(4, 1, 16)
+
+
+JOINT = {
+    "num_layers": 3,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+}
+FLUX = {**JOINT, "in_channels": 8, "axes_dims_rope": (4, 6, 6)}
+TOKENS = (1, 16, 8)
+
+# -- images ---------------------------------------------------------------------------------------
+
+tiny(
+    "FluxTransformer2DModel",
+    TOKENS,
+    {**FLUX, "pooled_projection_dim": 16},
+    full_noise=1.0,
+    others=flux_like(pooled_projections=pooled),
+)
+tiny(
+    "ChromaTransformer2DModel",
+    TOKENS,
+    {**FLUX, "approximator_num_channels": 8, "approximator_hidden_dim": 16},
+    full_noise=1.0,
+    others=flux_like(),
+)
+tiny(
+    "BriaTransformer2DModel",
+    TOKENS,
+    {**FLUX, "axes_dims_rope": [4, 6, 6]},
+    others=flux_like(),
+)
+tiny(
+    "BriaFiboTransformer2DModel",
+    TOKENS,
+    {**FLUX, "axes_dims_rope": [4, 6, 6], "text_encoder_dim": 16},
+    others=flux_like(text_encoder_layers=lambda: [seeded(i, 1, 6, 16) for i in range(5)]),
+)
+tiny(
+    "LongCatImageTransformer2DModel",
+    TOKENS,
+    {**FLUX, "axes_dims_rope": [4, 6, 6], "pooled_projection_dim": 16},
+    full_noise=1.0,
+    others=flux_like(),
+)
+tiny(
+    "OvisImageTransformer2DModel",
+    TOKENS,
+    {**FLUX, "out_channels": 8},
+    full_noise=1.0,
+    others=flux_like(),
+)
+tiny(
+    "Flux2Transformer2DModel",
+    TOKENS,
+    {**FLUX, "axes_dims_rope": (4, 4, 4, 4), "timestep_guidance_channels": 16},
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 6, 16),
+        "img_ids": ids(16, 4),
+        "txt_ids": torch.zeros(6, 4),
+        "guidance": torch.ones(1),
+    },
+)
+tiny(
+    "Flux3Transformer2DModel",
+    TOKENS,
+    {
+        **FLUX,
+        "cond_in_channels": 8,
+        "axes_dims_rope": (4, 4, 4, 4),
+        "timestep_channels": 16,
+    },
+    full_noise=1.0,
+    others=lambda: {**text(1, 6, 16), "img_ids": ids(16, 4), "txt_ids": torch.zeros(6, 4)},
+)
+tiny(
+    "SD3Transformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 4,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 16,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 16,
+        "pos_embed_max_size": 8,
+        "qk_norm": "rms_norm",
+        "dual_attention_layers": (0,),
+    },
+    others=lambda: {**text(1, 6, 16), "pooled_projections": pooled()},
+)
+tiny(
+    "AuraFlowTransformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "sample_size": 8,
+        "in_channels": 4,
+        "num_mmdit_layers": 2,
+        "num_single_dit_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 16,
+        "caption_projection_dim": 32,
+        "pos_embed_max_size": 16,
+    },
+    full_noise=1.0,
+    others=lambda: text(1, 6, 16),
+)
+BASIC = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 4, "sample_size": 8}
+tiny(
+    "PixArtTransformer2DModel",
+    (1, 4, 8, 8),
+    {**BASIC, "cross_attention_dim": 24, "caption_channels": 16},
+    others=lambda: {
+        **text(1, 6, 16),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    },
+)
+tiny(
+    "DiTTransformer2DModel",
+    (1, 4, 8, 8),
+    {**BASIC, "out_channels": 8},
+    others=lambda: {"class_labels": torch.tensor([3])},
+)
+tiny(
+    "HunyuanDiT2DModel",
+    (1, 4, 8, 8),
+    {
+        **BASIC,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "patch_size": 2,
+        "hidden_size": 32,
+        "cross_attention_dim": 16,
+        "cross_attention_dim_t5": 16,
+        "pooled_projection_dim": 8,
+        "text_len": 6,
+        "text_len_t5": 6,
+        "use_style_cond_and_image_meta_size": False,
+    },
+    others=lambda: {
+        **text(1, 6, 16),
+        "text_embedding_mask": torch.ones(1, 6),
+        "encoder_hidden_states_t5": seeded(5, 1, 6, 16),
+        "text_embedding_mask_t5": torch.ones(1, 6),
+        "image_rotary_emb": (torch.ones(16, 16), torch.zeros(16, 16)),
+    },
+)
+tiny(
+    "LuminaNextDiT2DModel",
+    (1, 4, 8, 8),
+    {
+        "sample_size": 8,
+        "hidden_size": 24,
+        "num_layers": 3,
+        "num_attention_heads": 3,
+        "num_kv_heads": 1,
+        "multiple_of": 8,
+        "cross_attention_dim": 16,
+    },
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 6, 16),
+        "encoder_mask": torch.ones(1, 6),
+        "image_rotary_emb": torch.polar(torch.ones(8, 8, 4), seeded(5, 8, 8, 4)),
+        "cross_attention_kwargs": {},
+    },
+)
+tiny(
+    "Lumina2Transformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "sample_size": 8,
+        "in_channels": 4,
+        "hidden_size": 24,
+        "num_layers": 3,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 3,
+        "num_kv_heads": 1,
+        "multiple_of": 2,
+        "axes_dim_rope": (4, 2, 2),
+        "axes_lens": (32, 16, 16),
+        "cap_feat_dim": 16,
+    },
+    full_noise=1.0,
+    others=lambda: {**text(1, 6, 16), "encoder_attention_mask": torch.ones(1, 6, dtype=torch.bool)},
+)
+tiny(
+    "SanaTransformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": 16,
+        "sample_size": 8,
+    },
+    others=lambda: text(1, 6, 16),
+)
+tiny(
+    "ZImageTransformer2DModel",
+    (1, 4, 1, 8, 8),
+    {
+        "in_channels": 4,
+        "dim": 32,
+        "n_layers": 3,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": 16,
+        "axes_dims": [8, 4, 4],
+        "axes_lens": [128, 32, 32],
+    },
+    latents="x",
+    timestep="t",
+    full_noise=1.0,
+    others=lambda: {"cap_feats": [seeded(3, 6, 16)]},
+    along=lambda x, level: {"x": list(x)},
+)
+tiny(
+    "HiDreamImageTransformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "caption_channels": [16, 12],
+        "text_emb_dim": 16,
+        "num_routed_experts": 2,
+        "num_activated_experts": 1,
+        "axes_dims_rope": (4, 2, 2),
+        "max_resolution": (8, 8),
+        "llama_layers": (0, 1, 1, 0),
+        "force_inference_output": True,
+    },
+    timestep="timesteps",
+    others=lambda: {
+        "encoder_hidden_states_t5": seeded(3, 1, 6, 16),
+        "encoder_hidden_states_llama3": seeded(5, 2, 1, 6, 12),
+        "pooled_embeds": pooled(),
+    },
+)
+QWEN = {**JOINT, "axes_dims_rope": (4, 6, 6), "in_channels": 8}
+del QWEN["num_single_layers"]
+tiny(
+    "QwenImageTransformer2DModel",
+    TOKENS,
+    {**QWEN, "patch_size": 2, "out_channels": 2},
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 6, 16),
+        "encoder_hidden_states_mask": torch.ones(1, 6, dtype=torch.long),
+        "img_shapes": [(1, 4, 4)],
+    },
+)
+COGVIEW = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 3,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "text_embed_dim": 16,
+    "time_embed_dim": 8,
+    "condition_dim": 4,
+}
+
+
+def sizes() -> dict[str, Tensor]:
+    return {
+        "original_size": torch.tensor([[64.0, 64.0]]),
+        "target_size": torch.tensor([[64.0, 64.0]]),
+        "crop_coords": torch.tensor([[0.0, 0.0]]),
+    }
+
+
+tiny(
+    "CogView3PlusTransformer2DModel",
+    (1, 4, 8, 8),
+    {**COGVIEW, "pos_embed_max_size": 8, "sample_size": 8},
+    others=lambda: {**text(1, 6, 16), **sizes()},
+)
+tiny(
+    "CogView4Transformer2DModel",
+    (1, 4, 8, 8),
+    {**COGVIEW, "sample_size": 8, "rope_axes_dim": (8, 8)},
+    others=lambda: {**text(1, 6, 16), **sizes()},
+)
+tiny(
+    "GlmImageTransformer2DModel",
+    (1, 4, 8, 8),
+    {**COGVIEW, "prior_vq_quantizer_codebook_size": 32},
+    others=lambda: {
+        **text(1, 6, 16),
+        "target_size": torch.tensor([[64.0, 64.0]]),
+        "crop_coords": torch.tensor([[0.0, 0.0]]),
+        "prior_token_id": torch.arange(16)[None],
+        "prior_token_drop": torch.zeros(1, 16, dtype=torch.bool),
+    },
+)
+tiny(
+    "OmniGenTransformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 32,
+        "num_layers": 3,
+        "pad_token_id": 0,
+        "vocab_size": 100,
+        "pos_embed_max_size": 8,
+        "time_step_dim": 8,
+        "rope_scaling": {"long_factor": [1.0, 1.0, 1.0, 1.0], "short_factor": [1.0] * 4},
+    },
+    full_noise=1.0,
+    others=lambda: {
+        "input_ids": torch.arange(6)[None],
+        "input_img_latents": [],
+        "input_image_sizes": {},
+        "attention_mask": torch.ones(1, 23, 23),
+        "position_ids": torch.arange(23)[None],
+    },
+)
+tiny(
+    "PRXTransformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "in_channels": 4,
+        "context_in_dim": 16,
+        "hidden_size": 16,
+        "mlp_ratio": 2.0,
+        "num_heads": 2,
+        "depth": 3,
+        "axes_dim": [4, 4],
+    },
+    full_noise=1.0,
+    others=lambda: text(1, 6, 16),
+)
+
+# -- video and audio ------------------------------------------------------------------------------
+
+WAN = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 4,
+    "rope_max_seq_len": 32,
+}
+VIDEO = (1, 4, 3, 8, 8)
+tiny("WanTransformer3DModel", VIDEO, WAN, others=lambda: text(1, 6, 16))
+tiny("SkyReelsV2Transformer3DModel", VIDEO, WAN, others=lambda: text(1, 6, 16))
+tiny("ChronoEditTransformer3DModel", VIDEO, WAN, others=lambda: text(1, 6, 16))
+tiny(
+    "WanVACETransformer3DModel",
+    VIDEO,
+    {**WAN, "vace_layers": [0, 2], "vace_in_channels": 8},
+    others=lambda: {
+        **text(1, 6, 16),
+        "control_hidden_states": seeded(5, 1, 8, 3, 8, 8),
+        "control_hidden_states_scale": torch.ones(2),
+    },
+)
+COGVIDEOX = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 8,
+    "text_embed_dim": 16,
+    "num_layers": 3,
+    "sample_width": 8,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "max_text_seq_length": 6,
+}
+tiny("CogVideoXTransformer3DModel", (1, 3, 4, 8, 8), COGVIDEOX, others=lambda: text(1, 6, 16))
+tiny("ConsisIDTransformer3DModel", (1, 3, 4, 8, 8), COGVIDEOX, others=lambda: text(1, 6, 16))
+HUNYUAN = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 10,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_refiner_layers": 1,
+    "patch_size": 1,
+    "text_embed_dim": 16,
+    "pooled_projection_dim": 16,
+    "rope_axes_dim": (2, 4, 4),
+}
+
+
+def masked_text() -> dict[str, Tensor]:
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    mask[:, -2:] = False
+    return {**text(1, 6, 16), "encoder_attention_mask": mask}
+
+
+tiny(
+    "HunyuanVideoTransformer3DModel",
+    (1, 4, 2, 4, 4),
+    HUNYUAN,
+    others=lambda: {**masked_text(), "pooled_projections": pooled(), "guidance": torch.ones(1)},
+)
+tiny(
+    "HunyuanVideoFramepackTransformer3DModel",
+    (1, 4, 2, 4, 4),
+    {**HUNYUAN, "has_image_proj": True, "image_proj_dim": 8},
+    others=lambda: {
+        **masked_text(),
+        "pooled_projections": pooled(),
+        "guidance": torch.ones(1),
+        "image_embeds": seeded(6, 1, 3, 8),
+        "indices_latents": torch.arange(2),
+    },
+)
+HUNYUAN15 = {
+    k: v for k, v in HUNYUAN.items() if k not in ("num_single_layers", "pooled_projection_dim")
+}
+tiny(
+    "HunyuanVideo15Transformer3DModel",
+    (1, 4, 2, 4, 4),
+    {**HUNYUAN15, "text_embed_2_dim": 12, "image_embed_dim": 8, "target_size": 16},
+    others=lambda: {
+        **masked_text(),
+        "encoder_hidden_states_2": seeded(5, 1, 4, 12),
+        "encoder_attention_mask_2": torch.ones(1, 4),
+        "image_embeds": torch.zeros(1, 3, 8),
+    },
+)
+tiny(
+    "HunyuanImageTransformer2DModel",
+    (1, 4, 4, 4),
+    {
+        **{k: v for k, v in HUNYUAN.items() if k != "pooled_projection_dim"},
+        "attention_head_dim": 8,
+        "patch_size": (1, 1),
+        "rope_axes_dim": (4, 4),
+    },
+    others=masked_text,
+)
+tiny(
+    "LTXVideoTransformer3DModel",
+    (1, 32, 4),
+    {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 32,
+        "num_layers": 3,
+        "caption_channels": 16,
+    },
+    others=lambda: {
+        **text(1, 6, 16),
+        "encoder_attention_mask": torch.ones(1, 6, dtype=torch.bool),
+        "num_frames": 2,
+        "height": 4,
+        "width": 4,
+    },
+)
+LTX2 = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "audio_in_channels": 4,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 4,
+    "audio_cross_attention_dim": 8,
+    "num_layers": 3,
+    "caption_channels": 16,
+    "rope_double_precision": False,
+}
+tiny(
+    "LTX2VideoTransformer3DModel",
+    (1, 32, 4),
+    LTX2,
+    others=lambda: {
+        **text(1, 6, 16),
+        "audio_encoder_hidden_states": seeded(5, 1, 6, 16),
+        "num_frames": 2,
+        "height": 4,
+        "width": 4,
+        "audio_num_frames": 9,
+    },
+    along=lambda x, level: {"audio_hidden_states": level * seeded(6, 1, 9, 4)},
+)
+tiny(
+    "MochiTransformer3DModel",
+    (1, 4, 2, 8, 8),
+    {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 3,
+        "pooled_projection_dim": 16,
+        "in_channels": 4,
+        "text_embed_dim": 16,
+        "time_embed_dim": 4,
+        "max_sequence_length": 6,
+    },
+    others=masked_text,
+)
+tiny(
+    "LatteTransformer3DModel",
+    (1, 4, 3, 8, 8),
+    {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "cross_attention_dim": 16,
+        "attention_bias": True,
+        "sample_size": 8,
+        "patch_size": 2,
+        "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": 1000,
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "caption_channels": 16,
+        "video_length": 3,
+    },
+    others=lambda: text(1, 6, 16),
+)
+tiny(
+    "AllegroTransformer3DModel",
+    (1, 4, 2, 8, 8),
+    {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "num_layers": 3,
+        "cross_attention_dim": 24,
+        "sample_width": 8,
+        "sample_height": 8,
+        "sample_frames": 2,
+        "caption_channels": 16,
+    },
+    others=lambda: {
+        **text(1, 6, 16),
+        "encoder_attention_mask": torch.ones(1, 6),
+        "attention_mask": torch.ones(1, 2, 8, 8),
+        "image_rotary_emb": None,
+    },
+)
+tiny(
+    "CosmosTransformer3DModel",
+    (1, 4, 1, 8, 8),
+    {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "num_layers": 3,
+        "mlp_ratio": 2,
+        "text_embed_dim": 16,
+        "adaln_lora_dim": 4,
+        "max_size": (4, 16, 16),
+        "concat_padding_mask": False,  # it needs torchvision
+    },
+    others=lambda: text(1, 6, 16),
+)
+tiny(
+    "EasyAnimateTransformer3DModel",
+    (1, 4, 2, 8, 8),
+    {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 2,
+        "text_embed_dim": 16,
+        "num_layers": 3,
+        "sample_width": 8,
+        "sample_height": 8,
+        "patch_size": 2,
+    },
+    others=lambda: text(1, 6, 16),
+)
+tiny(
+    "Kandinsky5Transformer3DModel",
+    (1, 2, 8, 8, 4),
+    {
+        "in_text_dim": 16,
+        "in_text_dim2": 16,
+        "time_dim": 16,
+        "model_dim": 32,
+        "ff_dim": 32,
+        "num_text_blocks": 1,
+        "num_visual_blocks": 3,
+        "axes_dims": (4, 6, 6),
+    },
+    others=lambda: {
+        **text(1, 6, 16),
+        "pooled_projections": pooled(),
+        "visual_rope_pos": (torch.arange(2), torch.arange(4), torch.arange(4)),
+        "text_rope_pos": torch.arange(6),
+    },
+)
+tiny(
+    "StableAudioDiTModel",
+    (1, 3, 8),
+    {
+        "sample_size": 4,
+        "in_channels": 3,
+        "num_layers": 3,
+        "attention_head_dim": 4,
+        "num_attention_heads": 2,
+        "num_key_value_attention_heads": 2,
+        "out_channels": 3,
+        "cross_attention_dim": 4,
+        "time_proj_dim": 8,
+        "global_states_input_dim": 8,
+        "cross_attention_input_dim": 4,
+    },
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 6, 4),
+        "global_hidden_states": seeded(4, 1, 1, 8),
+        "rotary_embedding": (torch.ones(9, 2), torch.zeros(9, 2)),
+    },
+)

@@ -56,7 +56,7 @@ class SplitStreams(dict[str, Tensor]):
 
 
 class StreamLayout:
-    """Reads and writes the streams of blocks, whether apart or in one joint sequence."""
+    """Reads and writes the streams of blocks, in whatever form their lists have them."""
 
     def __init__(self, output_stream: str) -> None:
         self._output_stream = output_stream
@@ -66,6 +66,8 @@ class StreamLayout:
         """Of the output stream in this call, where a list has them as tokens."""
         self._tokens = 0
         """A frame's, likewise."""
+        self._packed: list[torch.Size] = []
+        """Shapes of what is packed into the output stream of this call."""
 
     def read_arguments(self, block_list: BlockList, arguments: Mapping[str, Any]) -> Streams:
         if block_list.joint is not None:
@@ -77,17 +79,16 @@ class StreamLayout:
         output = streams[self._output_stream]
         if block_list.transposed:
             self._frames = output.shape[1]
-            return {**streams, self._output_stream: _transposed(output, self._tokens)}
-        self._tokens = output.shape[1]
-        return streams
+        else:
+            self._tokens = output.shape[1]
+        parts = [output, *(arguments[name] for name in block_list.packed)]
+        self._packed = [x.shape for x in parts]
+        return {**streams, self._output_stream: self._read_output(block_list, parts)}
 
     def write_arguments(self, block_list: BlockList, streams: Streams) -> dict[str, Tensor]:
-        if block_list.transposed:
-            output = _transposed(streams[self._output_stream], self._frames)
-            return {**streams, self._output_stream: output}
-        if block_list.joint is None:
-            return streams
-        return {block_list.joint: self._join(streams, block_list.streams)}
+        if block_list.joint is not None:
+            return {block_list.joint: self._join(streams, block_list.streams)}
+        return {**streams, **self._write_output(block_list, streams[self._output_stream])}
 
     def read_result(
         self, block_list: BlockList, result: Any, given: Streams | None = None
@@ -96,18 +97,33 @@ class StreamLayout:
         if block_list.joint is not None:
             return self._split(result, block_list.returns)
         result = result if isinstance(result, (tuple, list)) else (result,)
-        streams = dict(zip(block_list.returns, result, strict=True))
-        if block_list.transposed:
-            output = streams[self._output_stream]
-            streams[self._output_stream] = _transposed(output, self._tokens)
-        return {name: given[name] if x is None and given else x for name, x in streams.items()}
+        named = dict(zip(block_list.returns, result, strict=True))
+        parts = [named.pop(name) for name in (self._output_stream, *block_list.packed)]
+        out = {name: given[name] if x is None and given else x for name, x in named.items() if name}
+        return {self._output_stream: self._read_output(block_list, parts), **out}
 
     def write_result(self, block_list: BlockList, streams: Streams) -> Any:
         if block_list.joint is not None:
             return self._join(streams, block_list.returns)
         streams = self.write_arguments(block_list, streams)
-        returned = tuple(streams[name] for name in block_list.returns)
+        returned = tuple(streams[name] if name else None for name in block_list.returns)
         return returned if len(returned) > 1 else returned[0]
+
+    def _read_output(self, block_list: BlockList, parts: list[Tensor]) -> Tensor:
+        """The output stream in the form that all lists share."""
+        if block_list.packed:
+            return torch.cat([x.flatten(1) for x in parts], dim=1).unsqueeze(1)
+        return _transposed(parts[0], self._tokens) if block_list.transposed else parts[0]
+
+    def _write_output(self, block_list: BlockList, output: Tensor) -> dict[str, Tensor]:
+        """The output stream, and what is packed into it, as the blocks of the list have them."""
+        names = (self._output_stream, *block_list.packed)
+        if block_list.packed:
+            sizes = [shape[1:].numel() for shape in self._packed]
+            parts = output.squeeze(1).split(sizes, dim=1)
+            pairs = zip(names, parts, self._packed, strict=True)
+            return {name: part.view(shape) for name, part, shape in pairs}
+        return {names[0]: _transposed(output, self._frames) if block_list.transposed else output}
 
     def _split(self, sequence: Tensor, names: tuple[str, ...]) -> SplitStreams:
         others = sum(self._lengths[name] for name in names if name != self._output_stream)
@@ -184,7 +200,8 @@ class BlockRunner:
                 once.append(out)
             return out
 
-        return BlockCall(index, len(self.stack), block, arguments | streams, streams, run)
+        seen = arguments if block_list.packed else arguments | streams
+        return BlockCall(index, len(self.stack), block, seen, streams, run)
 
     def result(self, index: int, out: Streams) -> Any:
         """What block ``index`` returns for these streams."""

@@ -25,9 +25,9 @@ class BlockList:
     """Name of the ``ModuleList`` on the transformer."""
     streams: tuple[str, ...]
     """Block arguments that are streams; while ``returns`` is None, the output stream alone."""
-    returns: tuple[str, ...] | None
-    """The streams a block returns, in its order. None: not known before the first computed call,
-    at which `generic.resolve_returns` finds them."""
+    returns: tuple[str | None, ...] | None
+    """The streams a block returns, in its order, with None where it returns a None. None: not known
+    before the first computed call, at which `generic.resolve_returns` finds them."""
     attention_residual: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None
     """(block, its bound arguments) -> the gated residual of its self-attention ``[B, N, D]`` of the
     output stream. Ada's signal is that of the middle block of the lists that have one; if none has,
@@ -37,6 +37,9 @@ class BlockList:
     returns one sequence too, of ``returns``. None: every stream is an argument of its own."""
     interleaved: bool = False
     """The blocks run in turns with those of the list before: ``a[0], b[0], a[1], b[1], ...``"""
+    packed: tuple[str, ...] = ()
+    """Block arguments, returned too, with further latents (a clip's sound): they are read as a part
+    of the output stream, which is then ``[B, 1, M]`` with all their values."""
     transposed: bool = False
     """The blocks take frames as tokens: the output stream is ``[B*S, T, D]`` where the lists that
     are not transposed have ``[B*T, S, D]``."""

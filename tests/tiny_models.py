@@ -1104,3 +1104,58 @@ tiny(
         "video_rotary_emb": (torch.ones(1, 32, 16), torch.zeros(1, 32, 16)),
     },
 )
+tiny(
+    "SanaWMTransformer3DModel",
+    (1, 4, 3, 4, 4),
+    {
+        "in_channels": 4,
+        "num_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "softmax_every_n": 2,
+        "linear_head_dim": 16,
+        "use_chunk_plucker_post_attn": False,
+        "caption_channels": 16,
+        "image_size": 32,
+        "mlp_ratio": 2.0,
+        "mixed_precision": "no",
+        "fp32_attention": False,
+    },
+    others=lambda: {**text(1, 1, 6, 16), "encoder_attention_mask": torch.ones(1, 6)},
+    along=lambda x, level: {"timestep": torch.full((1, 1, 3), 1000.0 * level)},
+)
+tiny(
+    "AnyFlowFARTransformer3DModel",
+    (1, 3, 4, 8, 8),
+    {**WAN, "chunk_partition": (1, 2)},
+    others=lambda: {**text(1, 6, 16), "chunk_partition": [1, 2]},
+    along=lambda x, level: {
+        "timestep": torch.full((1, 3), 1000.0 * level),
+        "r_timestep": torch.full((1, 3), 1000.0 * level - 100),
+    },
+)
+
+# -- what tells too little ------------------------------------------------------------------------
+
+UNTOLD: dict[str, Mapping[str, Any]] = {
+    "Cosmos3OmniTransformer": {
+        "head_dim": 16,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "patch_latent_dim": 16,
+        "latent_channel": 4,
+        "vocab_size": 50,
+        "rope_axes_dim": (4, 2, 2),
+    },
+    "RFD4ProteinaTransformer": {
+        "nlayers": 2,
+        "token_dim": 32,
+        "nheads": 2,
+        "dim_cond": 16,
+        "pair_repr_dim": 16,
+    },
+}
+"""Options of models of which no family can be inferred, by class name."""

@@ -98,6 +98,11 @@ class StreamLayout:
             return self._split(result, block_list.returns)
         result = result if isinstance(result, (tuple, list)) else (result,)
         named = dict(zip(block_list.returns, result, strict=True))
+        if named.get(None) is not None:
+            raise ValueError(
+                f"{block_list.attribute}: a block returns a stream that it did not return at the "
+                "first call of the run; reset the cache where a run takes other arguments"
+            )
         parts = [named.pop(name) for name in (self._output_stream, *block_list.packed)]
         out = {name: given[name] if x is None and given else x for name, x in named.items() if name}
         return {self._output_stream: self._read_output(block_list, parts), **out}
@@ -152,7 +157,7 @@ class BlockRunner:
     """
 
     def __init__(self, transformer: nn.Module, family: ModelFamily) -> None:
-        self.stack = block_stack(transformer, family)
+        self._described = self.stack = block_stack(transformer, family)
         self.layout = StreamLayout(family.output_stream)
         self.executed_flops = 0
         """FLOPs since it was last set to 0."""
@@ -165,6 +170,10 @@ class BlockRunner:
         """Of the output stream at the first block of this call."""
         self._returned: Streams | None = None
         """Streams after the block before, as long as lists are left to be resolved."""
+
+    def begin_run(self) -> None:
+        """A run of other inputs may begin: its first call tells anew what was not described."""
+        self.stack = self._described
 
     def call(
         self, index: int, original: Callable[..., Any], args: tuple, kwargs: dict
@@ -181,12 +190,11 @@ class BlockRunner:
         if block_list.returns is None:
             result = self._execute(index, original, arguments)
             block_list = self._resolve(block_list, arguments, result)
-            streams = self.layout.read_arguments(block_list, arguments)
+            streams = self._read(index, block_list, arguments)
             once.append(self.layout.read_result(block_list, result, streams))
+            self._check_shape(index, once[0])
         else:
-            streams = self.layout.read_arguments(block_list, arguments)
-        if index == 0:
-            self._shape = streams[self._output_stream].shape
+            streams = self._read(index, block_list, arguments)
 
         def run(**overrides: Any) -> Streams:
             if once and not overrides:
@@ -197,6 +205,7 @@ class BlockRunner:
             result = self._execute(index, original, arguments | overrides | changed)
             out = self.layout.read_result(block_list, result, streams)
             if not (overrides or changed):
+                self._check_shape(index, out)
                 once.append(out)
             return out
 
@@ -205,9 +214,7 @@ class BlockRunner:
 
     def result(self, index: int, out: Streams) -> Any:
         """What block ``index`` returns for these streams."""
-        if index == len(self.stack) - 1:
-            self._check_end(out)
-        elif any(each.returns is None for _, each in self.stack[index + 1 :]):
+        if any(each.returns is None for _, each in self.stack[index + 1 :]):
             self._returned = out
         return self.layout.write_result(self.stack[index][1], out)
 
@@ -231,10 +238,16 @@ class BlockRunner:
         ]
         return resolved
 
-    def _check_end(self, out: Streams) -> None:
+    def _read(self, index: int, block_list: BlockList, arguments: dict[str, Any]) -> Streams:
+        streams = self.layout.read_arguments(block_list, arguments)
+        if index == 0:
+            self._shape = streams[self._output_stream].shape
+        return streams
+
+    def _check_shape(self, index: int, out: Streams) -> None:
         """A residual of the whole stack needs an output stream that keeps its shape."""
-        shape, self._returned = out[self._output_stream].shape, None
-        if shape != self._shape:
+        shape = out[self._output_stream].shape
+        if index == len(self.stack) - 1 and shape != self._shape:
             raise ValueError(
                 f"{self._owner}: {self._output_stream} goes into the stack as {list(self._shape)} "
                 f"and comes out as {list(shape)}"

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _ATTENTION = re.compile(r"Attn|Attention|^MultiHead", re.IGNORECASE)
+_NAMES = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _NO_ATTENTION = re.compile(r"Norm|Processor|Block|Embed|Rotary|Identity|Linear$")
 
 
@@ -18,13 +19,13 @@ class _Reached(Exception):
 
 
 def attentions(block: nn.Module) -> list[nn.Module]:
-    """The attention modules of a block, by their class names; none inside another one."""
+    """The attentions of a block, by their classes' names or their own; none inside another one."""
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
-        for child in module.children():
-            name = type(child).__name__
-            if _ATTENTION.search(name) and not _NO_ATTENTION.search(name):
+        for name, child in module.named_children():
+            kind = type(child).__name__
+            if name in _NAMES or (_ATTENTION.search(kind) and not _NO_ATTENTION.search(kind)):
                 found.append(child)
             else:
                 visit(child)

@@ -1,5 +1,6 @@
 """Families that are inferred: the stack methods on tiny models of diffusers' transformers."""
 
+from dataclasses import replace
 from itertools import product
 
 import diffusers
@@ -11,7 +12,7 @@ from tests.stack_runs import METHODS, made, problem
 from tests.tiny import make_tiny_flux
 from tests.tiny_models import MODELS, UNTOLD
 from xfuser_adacorr import enable_cache
-from xfuser_adacorr.model_executor.cache.blocks import BlockRunner
+from xfuser_adacorr.model_executor.cache.blocks import BlockRunner, StreamLayout
 from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.attention_input import attention_input
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import BlockList, ModelFamily
@@ -86,8 +87,7 @@ def resolved(name):
     """(attribute, returns, joint) of each list after one call, in the order of the lists."""
     model = MODELS[name].make()
     runner = run_once(MODELS[name], model, infer_family(model))
-    lists = dict.fromkeys((each.attribute, each.returns, each.joint) for _, each in runner.stack)
-    return list(lists)
+    return [(each.attribute, each.returns, each.joint) for each in runner.block_lists]
 
 
 def run_once(tiny, model, family):
@@ -159,6 +159,54 @@ def test_streams_of_one_shape_are_told_apart_by_their_values():
     changed = (text + 0.3 * tokens(5, seed=4), x + 0.3 * tokens(5, seed=5))
     assert resolve_returns(UNRESOLVED, arguments, changed, None).returns == (TEXT, HIDDEN)
     assert resolve_returns(UNRESOLVED, arguments, changed[::-1], None).returns == (HIDDEN, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("result", "returns"),
+    [(tokens(5), (HIDDEN,)), ((tokens(5), tokens(3)), (HIDDEN, TEXT))],
+)
+def test_a_new_run_resolves_the_returns_anew(result, returns):
+    model = made("WanTransformer3DModel")
+    runner = BlockRunner(model, infer_family(model))
+    for block_result, expected in ((tokens(5), (HIDDEN,)), (result, returns)):
+        runner.begin_run()
+        assert [each.returns for each in runner.block_lists] == [None]
+        runner.call(0, lambda x=block_result, **_: x, (tokens(5), tokens(3), None, None), {})
+        assert [each.returns for each in runner.block_lists] == [expected]
+
+
+def test_a_stream_that_was_not_returned_may_not_be_returned_later():
+    layout = StreamLayout(HIDDEN)
+    known = BlockList(attribute="blocks", streams=(HIDDEN,), returns=(HIDDEN, None))
+    layout.read_arguments(known, {HIDDEN: tokens(5)})
+    assert list(layout.read_result(known, (tokens(5), None))) == [HIDDEN]
+    with pytest.raises(ValueError, match="blocks: a block returns a stream that it did not return"):
+        layout.read_result(known, (tokens(5), tokens(3)))
+
+
+def test_packed_latents_are_read_and_written_as_they_were():
+    layout = StreamLayout(HIDDEN)
+    packed = BlockList(
+        attribute="blocks", streams=(HIDDEN,), returns=(HIDDEN, "audio"), packed=("audio",)
+    )
+    video, audio = tokens(5), tokens(3, width=2)
+    streams = layout.read_arguments(packed, {HIDDEN: video, "audio": audio})
+    assert {name: list(x.shape) for name, x in streams.items()} == {HIDDEN: [1, 1, 5 * 4 + 3 * 2]}
+    written = layout.write_result(packed, streams)
+    assert torch.equal(written[0], video) and torch.equal(written[1], audio)
+
+
+def test_transposed_blocks_get_frames_as_tokens():
+    layout = StreamLayout("x")
+    plain = BlockList(attribute="blocks", streams=("x",), returns=("x",))
+    turned = replace(plain, attribute="temporal_blocks", transposed=True)
+    frames, per_frame = 3, 5
+    x = torch.arange(2 * frames * per_frame * 4.0).view(2 * frames, per_frame, 4)
+    as_frames = x.view(2, frames, per_frame, 4).transpose(1, 2).reshape(2 * per_frame, frames, 4)
+    assert torch.equal(layout.read_arguments(plain, {"x": x})["x"], x)
+    read = layout.read_arguments(turned, {"x": as_frames})
+    assert torch.equal(read["x"], x)
+    assert torch.equal(layout.write_result(turned, read), as_frames)
 
 
 def test_a_stream_that_is_dropped_has_no_name():
@@ -311,6 +359,12 @@ def test_a_block_without_attention_has_no_modulated_input():
     model = enable_cache(Stack(), "Tea", rel_l1_thresh=0.1)
     with pytest.raises(ValueError, match="no modulated input: Block enters no attention"):
         model(tokens(5), torch.tensor(1.0))
+
+
+def test_the_order_of_returns_is_not_known_before_a_call():
+    assert infer_family(made("FluxTransformer2DModel")).hidden_states_first is None
+    assert registry.family_named("flux").hidden_states_first is False
+    assert registry.family_named("pixart").hidden_states_first is True
 
 
 def test_an_inferred_family_has_returns_to_be_resolved():

@@ -171,6 +171,11 @@ class BlockRunner:
         self._returned: Streams | None = None
         """Streams after the block before, as long as lists are left to be resolved."""
 
+    @property
+    def block_lists(self) -> tuple[BlockList, ...]:
+        """The lists of blocks, with what is known of their streams by now."""
+        return tuple({each.attribute: each for _, each in self.stack}.values())
+
     def begin_run(self) -> None:
         """A run of other inputs may begin: its first call tells anew what was not described."""
         self.stack = self._described

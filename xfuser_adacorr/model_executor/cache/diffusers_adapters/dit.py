@@ -46,7 +46,5 @@ DIT = register_family(
         followed=leading_channels,
         select_tokens=select_hidden_states,
         thresholds=STARTING_THRESHOLDS,
-        batch_arguments=("hidden_states", "timestep", "class_labels"),
-        guided_copies=2,
     )
 )

@@ -120,23 +120,11 @@ class ModelFamily:
     num_frames: Callable[[Mapping[str, Any]], int] | None = None
     """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).
     None: tokens have no frames."""
-    predicted_clip: Callable[[Mapping[str, Any], Tensor, float], Tensor] | None = None
-    """(bound arguments of the transformer, its output, sigma) -> the clip ``[B, C, T, H, W]`` that
-    they predict, as latents; with ``num_frames``. None: not described, or a model of images."""
     followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output
     """(transformer output, channels of the latents) -> the part that the sampler follows; offsets
     are measured on it. The rest (a learned variance) is forecast too."""
     full_noise_timestep: float = 1.0
     """Timestep that the transformer is given at pure noise: 1, or 1000."""
-    batch_arguments: tuple[str, ...] = ()
-    """Forward arguments with a row for each sample, as tensors or nested in lists and mappings;
-    empty: the samples of a batch cannot be told apart, so that ``per_sample`` is refused."""
-    shared_arguments: tuple[str, ...] = ()
-    """Forward arguments with tensors that hold for all samples. Those in neither tuple must have no
-    tensors where samples are decided one by one."""
-    guided_copies: int = 1
-    """How often a guided call holds the latents of its samples, all of them one time after the
-    other; 1 where guidance takes calls of its own."""
     recognises: Callable[[nn.Module], bool] | None = None
     """Whether a transformer has this family's structure, for models of packages that may not be
     imported; it is asked in place of the class name."""
@@ -157,11 +145,15 @@ class ModelFamily:
                         f"{name} of {block_list.attribute} in family {self.name!r} must contain "
                         f"the output_stream {self.output_stream!r}, got {streams}"
                     )
-        if self.batch_arguments and self.latents not in self.batch_arguments:
-            raise ValueError(
-                f"batch_arguments of family {self.name!r} must contain the latents "
-                f"{self.latents!r}, got {self.batch_arguments}"
-            )
+
+    @property
+    def hidden_states_first(self) -> bool | None:
+        """Whether the first blocks return the output stream first; None: not known before a call.
+
+        It is what xfuser's callers state as ``return_hidden_states_first``.
+        """
+        returns = self.block_lists[0].returns
+        return None if returns is None else returns[0] == self.output_stream
 
     def default_threshold(self, config: CacheConfig) -> float | None:
         """Default ``rel_l1_thresh`` of the method that ``config`` asks for; None without one."""

@@ -58,15 +58,5 @@ FLUX = register_family(
         select_tokens=select_tokens,
         published_polynomial=published_polynomial,
         thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
-        batch_arguments=(
-            "hidden_states",
-            "encoder_hidden_states",
-            "pooled_projections",
-            "timestep",
-            "guidance",
-            "controlnet_block_samples",
-            "controlnet_single_block_samples",
-        ),
-        shared_arguments=("img_ids", "txt_ids"),
     )
 )

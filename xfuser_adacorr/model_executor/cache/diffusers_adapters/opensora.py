@@ -68,16 +68,6 @@ def temporal_residual(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     )
 
 
-def predicted_clip(arguments: Mapping[str, Any], output: Tensor, sigma: float) -> Tensor:
-    """``x + sigma * v``, as v is clip - noise here; known frames (``x_mask`` False) as given."""
-    latents = arguments["hidden_states"]
-    clip = latents + sigma * leading_channels(output, latents.shape[1])
-    x_mask = arguments.get("x_mask")
-    if x_mask is None:
-        return clip
-    return torch.where(x_mask.bool()[:, None, :, None, None], clip, latents)
-
-
 def original_modulated_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """As `modulated_input`; known frames (``x_mask`` False) are modulated by timestep 0."""
     x, x_mask = block.norm1(arguments["x"]), arguments.get("x_mask")
@@ -120,18 +110,6 @@ OPENSORA = register_family(
         published_polynomial=published_polynomial,
         thresholds=STARTING_THRESHOLDS,
         num_frames=lambda arguments: arguments["num_frames"],
-        predicted_clip=predicted_clip,
-        batch_arguments=(
-            "hidden_states",
-            "timestep",
-            "encoder_hidden_states",
-            "encoder_attention_mask",
-            "x_mask",
-            "fps",
-            "height",
-            "width",
-        ),
-        guided_copies=2,
     )
 )
 
@@ -147,9 +125,5 @@ OPENSORA_ORIGINAL = register_family(
         modulated_input=original_modulated_input,
         make_output=lambda sample, return_dict: sample,
         num_frames=lambda arguments: arguments["T"],
-        predicted_clip=lambda arguments, output, sigma: predicted_clip(
-            {**arguments, "hidden_states": arguments["x"]}, output, sigma
-        ),
-        batch_arguments=("x", "timestep", "y", "mask", "x_mask", "fps", "height", "width"),
     )
 )

@@ -55,16 +55,5 @@ OPENSORA2 = register_family(
         modulated_input=modulated_input,
         make_output=lambda sample, return_dict: sample,
         thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
-        batch_arguments=(
-            "img",
-            "img_ids",
-            "txt",
-            "txt_ids",
-            "timesteps",
-            "y_vec",
-            "cond",
-            "guidance",
-        ),
-        guided_copies=3,
     )
 )

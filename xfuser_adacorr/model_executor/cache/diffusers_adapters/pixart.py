@@ -42,14 +42,5 @@ PIXART = register_family(
         followed=leading_channels,
         select_tokens=select_hidden_states,
         thresholds=STARTING_THRESHOLDS,
-        batch_arguments=(
-            "hidden_states",
-            "encoder_hidden_states",
-            "timestep",
-            "added_cond_kwargs",
-            "attention_mask",
-            "encoder_attention_mask",
-        ),
-        guided_copies=2,
     )
 )

@@ -40,6 +40,7 @@ def attention_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     The block's forward runs on ``arguments``, by name, until it enters an attention, and no
     further: it costs the norm and the modulation. Raises `ValueError` for a block that enters none.
     """
+    block = getattr(block, "_orig_mod", block)  # what torch.compile wrapped: hooks need it eager
     handles = [
         module.register_forward_pre_hook(_stop, with_kwargs=True) for module in attentions(block)
     ]

@@ -115,15 +115,23 @@ def _forward_argument(transformer: nn.Module, names: Sequence[str], meaning: str
 
 
 def full_noise_timestep(transformer: nn.Module) -> float:
-    """Timestep that a transformer takes at pure noise: 1 if it scales its timestep by 1000."""
-    scales = re.search(r"time\w*\b[^\n]*\* 1000\b", inspect.getsource(type(transformer).forward))
+    """Timestep that a transformer takes at pure noise: 1 if it scales its timestep by 1000.
+
+    Of a model that embeds its timestep as it is given, 1000 is a guess; it is needed where no
+    scheduler is known.
+    """
+    try:
+        source = inspect.getsource(type(transformer).forward)
+    except OSError:  # a class that was typed in
+        source = ""
     timed = [m for m in transformer.modules() if re.search("time", type(m).__name__, re.IGNORECASE)]
     factors = [
         getattr(module, name, None)
         for module in (transformer, *timed)
         for name in ("scale", "t_scale", "time_factor")
     ]
-    return 1.0 if scales or 1000 in factors else 1000.0
+    is_scaled = re.search(r"time\w*\b[^\n]*\* 1000\b", source) or 1000 in factors
+    return 1.0 if is_scaled else 1000.0
 
 
 # -- the first computed call ----------------------------------------------------------------------

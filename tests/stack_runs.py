@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from tests.tiny_models import MODELS
 from xfuser_adacorr import disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.blocks import block_stack
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import register_family
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.generic import infer_family
+from xfuser_adacorr.model_executor.cache.sites.blocks import block_stack
 
 METHODS = ("Fb", "Tea", "Ada", "Fast")
 APART = (1.0, 0.9, 0.8, 0.7, 0.6)

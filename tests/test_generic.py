@@ -12,7 +12,6 @@ from tests.stack_runs import METHODS, made, problem
 from tests.tiny import make_tiny_flux
 from tests.tiny_models import MODELS, UNTOLD
 from xfuser_adacorr import enable_cache
-from xfuser_adacorr.model_executor.cache.blocks import BlockRunner, StreamLayout
 from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.attention_input import attention_input
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import BlockList, ModelFamily
@@ -21,6 +20,7 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.generic import (
     infer_family,
     resolve_returns,
 )
+from xfuser_adacorr.model_executor.cache.sites.blocks import BlockRunner, StreamLayout
 
 ADDED_BETWEEN = "Fast loses what a model adds to a stream between its blocks"
 LIST_OF_LATENTS = "the engine reads the shape of one tensor of latents"

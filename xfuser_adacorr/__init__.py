@@ -1,4 +1,4 @@
-"""AdaCorrection and the cache methods it corrects, for diffusers and xfuser transformers.
+"""AdaCorrection and the cache methods it corrects, for diffusers and xfuser pipelines.
 
 Importing this is light: diffusers is imported with the first verb, xfuser only by multi-GPU runs.
 """
@@ -6,42 +6,45 @@ Importing this is light: diffusers is imported with the first verb, xfuser only 
 from importlib import import_module
 from typing import Any
 
-from .config import METHODS, PLANNED_METHODS, CacheConfig, load_config, load_family_config
+__version__ = "0.2.0"
 
-__version__ = "0.1.0"
-
-_AVERAGING = "xfuser_adacorr.model_executor.cache.averaging"
-_API = "xfuser_adacorr.model_executor.cache.api"
-_CONTEXT = "xfuser_adacorr.model_executor.cache.context"
-_DISTRIBUTED = "xfuser_adacorr.core.distributed"
-_REGISTRY = "xfuser_adacorr.model_executor.cache.diffusers_adapters.registry"
-_LAZY = {
-    "apply_cache_on_transformer": _API,
-    "cache_summary": _API,
-    "disable_cache": _API,
-    "enable_cache": _API,
-    "is_cache_enabled": _API,
-    "reset_cache": _API,
-    "DecisionScope": _DISTRIBUTED,
-    "RankMismatchError": _DISTRIBUTED,
-    "CacheSummary": _CONTEXT,
-    "CallRecord": _CONTEXT,
-    "Trace": _CONTEXT,
-    "BlockList": _REGISTRY,
-    "ModelFamily": _REGISTRY,
-    "TeaPolynomial": _REGISTRY,
-    "register_family": _REGISTRY,
-    "schedule_from_traces": _AVERAGING,
+_CACHE = "xfuser_adacorr.model_executor.cache"
+_HOMES = {
+    "xfuser_adacorr.config": (
+        "METHODS",
+        "CacheConfig",
+        "load_config",
+        "load_family_config",
+        "method_named",
+    ),
+    f"{_CACHE}.api": (
+        "apply_cache_on_transformer",
+        "cache_summary",
+        "disable_cache",
+        "enable_cache",
+        "is_cache_enabled",
+        "reset_cache",
+    ),
+    f"{_CACHE}.methods.ada": ("Ada",),
+    f"{_CACHE}.methods.auto": ("Auto",),
+    f"{_CACHE}.methods.fast": ("Fast",),
+    f"{_CACHE}.methods.fb": ("Fb",),
+    f"{_CACHE}.methods.options": ("AdaCorrection", "Literal", "Method"),
+    f"{_CACHE}.methods.replay": ("Replay",),
+    f"{_CACHE}.methods.schedule": ("Schedule",),
+    f"{_CACHE}.methods.tea": ("Tea",),
+    f"{_CACHE}.ranks": ("DecisionScope", "RankMismatchError"),
+    f"{_CACHE}.trace": ("CacheSummary", "CallRecord", "Trace"),
+    f"{_CACHE}.diffusers_adapters.family": (
+        "BlockList",
+        "ModelFamily",
+        "TeaPolynomial",
+        "register_family",
+    ),
 }
+_LAZY = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "METHODS",
-    "PLANNED_METHODS",
-    "CacheConfig",
-    "load_config",
-    "load_family_config",
-    *_LAZY,
-]
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str) -> Any:

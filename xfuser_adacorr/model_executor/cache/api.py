@@ -1,152 +1,255 @@
-"""The verbs: enable, disable, reset and summarise a cache on a pipeline or a transformer."""
+"""The verbs: enable, disable, reset and summarise a cache on a pipeline or a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from xfuser_adacorr.config import TARGETS, CacheConfig
-from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.config import from_flat, method_named
 
-from .clock import SchedulerClock, TimestepClock
-from .context import CacheSummary
-from .diffusers_adapters.registry import find_family
-from .engine import CacheEngine, engine_of
-from .intercept import handler_of
-from .methods.replay import recorded_config, trace_of
-from .per_sample import PerSampleEngine
-from .samplers import check_sampler, unwrapped
-from .xfuser_adapters.pipefusion import PipelineStage, StageClock
-from .xfuser_adapters.scope import check_config, find_scope, find_stage
+from .diffusers_adapters.family import find_family
+from .intercept import is_intercepted, owner_of
+from .methods.options import Method
+from .ranks import DecisionScope
+from .schedulers import check_scheduler
+from .sites.model import ModelSite
+from .sites.sampler import SamplerSite
+from .sites.stack import Stack, StackSite
+from .trace import CacheSummary
+from .xfuser_adapters.scope import check_method, find_scope, find_stage
+from .xfuser_adapters.staged import StagedSite
+
+DENOISERS = (
+    "transformer",
+    "transformer_2",
+    "transformer_3",
+    "unconditional_transformer",
+    "unet",
+    "unet_2",
+    "image_unet",
+    "text_unet",
+    "super_res_first",
+    "super_res_last",
+    "prior",
+    "prior_prior",
+    "decoder",
+    "controlnet",
+    "controlnet_2",
+    "adapter",
+    "model",
+    "multi_controlnet",
+)
+"""Pipeline components that are called in sampling loops, by the names that diffusers uses."""
+WITH_BLOCKS = ("transformer", "transformer_2", "transformer_3", "unconditional_transformer")
+"""Those of them that methods inside the model act on."""
 
 
-def _transformer_of(x: Any) -> nn.Module:
-    """The transformer of a pipeline, or the transformer itself."""
-    transformer = x if isinstance(x, nn.Module) else getattr(x, "transformer", None)
-    if not isinstance(transformer, nn.Module):
-        raise TypeError(
-            f"expected a transformer or a pipeline with a transformer, got {type(x).__name__}"
-        )
-    return transformer
+def enable_cache(
+    x: Any,
+    method: Method | str = "Auto",
+    *,
+    scheduler: Any = None,
+    denoisers: Sequence[str] | None = None,
+    scope: DecisionScope | None = None,
+    check_ranks: bool = False,
+    **options: Any,
+) -> Any:
+    """Enable a cache on a pipeline or a model, in place.
 
+    On several devices every rank has to enable it, with the same arguments.
 
-def _clock_for(
-    x: Any, scheduler: Any, config: CacheConfig, stage: PipelineStage | None
-) -> SchedulerClock | TimestepClock:
-    if scheduler is None and isinstance(x, nn.Module):
-        if stage is not None:
+    Args:
+        x: a pipeline of diffusers or xfuser whose loop calls ``scheduler.step``, or a model.
+        method: options such as ``Auto(target_compute=0.35)``, or a method's name such as ``"Fb"``
+            or ``"Fast+AdaCorrection"``.
+        scheduler: for a bare model, the scheduler that samples with it. Without it the place in the
+            schedule is inferred from the timesteps, and AdaCorrection assumes Euler steps
+            ``x <- x + dsigma * output``. While the cache is enabled its ``step`` is taken over.
+        denoisers: names of the pipeline's components that its loop calls; None: those among them
+            that have the names diffusers uses (`DENOISERS`).
+        scope: ranks that have to decide alike, where another engine than xfuser splits the samples;
+            None: those of xfuser's parallel state that share a sample.
+        check_ranks: compare the decisions of these ranks in every call and raise
+            `RankMismatchError` on all of them where one differs, instead of hanging.
+        options: flat options, with a method's name only (``rel_l1_thresh=0.1``).
+
+    Returns ``x``. Raises `ValueError` for unknown methods, options that cannot act on the method,
+    models whose blocks are not known where the method needs them, pipelines without a denoiser or
+    a scheduler, calibrations of another model or traces that cannot be replayed, and if a cache is
+    already enabled; `TypeError` for wrong types; `FileNotFoundError` for files that are not there.
+    """
+    if isinstance(method, str):
+        method = method_named(method, **options)
+    elif not isinstance(method, Method):
+        raise TypeError(f"method must be a method's options or its name, got {method!r}")
+    elif options:
+        raise TypeError(f"options {sorted(options)} belong into the {method.name} options given")
+    models = denoisers_of(x, denoisers)
+    for name, model in models.items():
+        _check_free(name, model)
+    main = next(iter(models.values()))
+    method = method.bound_to(main)
+    decision_scope = _scope_for(main, scope, check_ranks)
+    stage = find_stage(main)
+    check_method(method, decision_scope, stage)
+    find_schedulers = schedulers_of(x, scheduler)
+    if stage is not None:
+        if find_schedulers is None:
             raise ValueError("scheduler must be given under PipeFusion, or enable it on a pipeline")
-        target = next((name for name in TARGETS if getattr(config, name) is not None), None)
-        if target is not None and config.num_steps is None:
+        family = find_family(main)
+        site = StagedSite(method, main, family, find_schedulers, decision_scope, stage)
+    elif find_schedulers is None:
+        site = _model_site(method, main, decision_scope)
+    else:
+        kind = SamplerSite if method.answers_steps else StackSite
+        stacks = _stacks(method, models, decision_scope)
+        site = kind(method, models, find_schedulers, decision_scope, stacks)
+    site.install()
+    return x
+
+
+def denoisers_of(x: Any, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The models that a pipeline's loop calls, by component; a model is itself the only one."""
+    if isinstance(x, nn.Module):
+        if names is not None:
+            raise ValueError("denoisers are names of a pipeline's components, got a model")
+        return {"transformer": x}
+    if names is not None:
+        missing = [name for name in names if not isinstance(getattr(x, name, None), nn.Module)]
+        if missing or not names:
             raise ValueError(
-                f"num_steps must be given for {target} on a transformer without its scheduler (or "
-                "give the scheduler)"
+                f"denoisers must name models of the pipeline, got {list(names)}; "
+                f"{type(x).__name__} has {', '.join(_models_in(x)) or 'none'}"
             )
-        return TimestepClock(config.num_steps)
-
-    def get_stepper() -> Any:
-        return scheduler if scheduler is not None else x.scheduler
-
-    current = unwrapped(get_stepper())
-    if not hasattr(current, "timesteps") or not hasattr(current, "config"):
-        raise ValueError(
-            f"scheduler must have timesteps and a config, as diffusers' schedulers do; "
-            f"got {type(current).__name__}"
+        return {name: getattr(x, name) for name in names}
+    found = {name: getattr(x, name, None) for name in DENOISERS}
+    found = {name: model for name, model in found.items() if isinstance(model, nn.Module)}
+    if not found:
+        raise TypeError(
+            f"expected a model, or a pipeline with one of {', '.join(DENOISERS[:5])}, ...; "
+            f"{type(x).__name__} has {', '.join(_models_in(x)) or 'no model'}: name those that its "
+            "loop calls as denoisers=(...)"
         )
-    if config.per_sample and current is not get_stepper():
-        raise ValueError("per_sample must be False under xfuser's wrappers of the scheduler")
-    if config.forecasts_output:
-        check_sampler(current)
-    return SchedulerClock(get_stepper) if stage is None else StageClock(get_stepper, stage)
+    return found
 
 
-def _scope_for(
-    transformer: nn.Module, scope: DecisionScope | None, check_ranks: bool
-) -> DecisionScope:
+def _models_in(x: Any) -> list[str]:
+    return sorted(name for name, value in vars(x).items() if isinstance(value, nn.Module))
+
+
+def schedulers_of(x: Any, scheduler: Any = None) -> Any:
+    """A function that gives the schedulers that are stepped now; None for a model without one."""
+    if scheduler is not None:
+        check_scheduler(scheduler)
+        return lambda: (scheduler,)
+    if isinstance(x, nn.Module):
+        return None
+
+    def find() -> Iterable[Any]:
+        names = ("scheduler", *(n for n in vars(x) if n.endswith("scheduler") and n != "scheduler"))
+        found = (getattr(x, name, None) for name in names)
+        return [each for each in found if hasattr(each, "step") and hasattr(each, "timesteps")]
+
+    if not find():
+        raise ValueError(
+            f"{type(x).__name__} has no scheduler with step() and timesteps: a cache at the sampler "
+            "step cannot follow its loop; give scheduler=..., or enable the cache on its model"
+        )
+    return find
+
+
+def _stacks(
+    method: Method, models: Mapping[str, nn.Module], scope: DecisionScope
+) -> dict[str, Stack]:
+    """The blocks of the models that the method acts inside of."""
+    if not method.needs_blocks:
+        return {}
+    chosen = {name: model for name, model in models.items() if name in WITH_BLOCKS}
+    return {name: _stack(method, model, scope) for name, model in (chosen or models).items()}
+
+
+def _stack(method: Method, model: nn.Module, scope: DecisionScope) -> Stack:
+    family = find_family(model)
+    inside = method.make_stack(model, family)
+    if scope.is_parallel:
+        from .ranks import MAX_REDUCED_SUMS
+
+        inside.max_sums = MAX_REDUCED_SUMS
+    return Stack(model, family, inside)
+
+
+def _model_site(method: Method, model: nn.Module, scope: DecisionScope) -> ModelSite:
+    if method.needs_steps and getattr(method, "num_steps", None) is None:
+        raise ValueError(
+            f"num_steps must be given for {method.name} on a model without its scheduler, as "
+            "configured (or give the scheduler)"
+        )
+    family = find_family(model)
+    stack = _stack(method, model, scope) if method.needs_blocks else None
+    names = (family.latents, family.timestep, family.full_noise_timestep)
+    return ModelSite(method, model, names, scope, stack)
+
+
+def _check_free(name: str, model: nn.Module) -> None:
+    if is_intercepted(model):
+        raise ValueError(f"a cache is already enabled on the {name}; call disable_cache first")
+    if getattr(model, "is_cache_enabled", False):
+        raise ValueError(
+            f"a cache of diffusers is already enabled on the {name}; call its disable_cache first"
+        )
+
+
+def _scope_for(model: nn.Module, scope: DecisionScope | None, check_ranks: bool) -> DecisionScope:
     if not isinstance(check_ranks, bool):
         raise TypeError(f"check_ranks must be True or False, got {check_ranks!r}")
     if scope is None:
-        return find_scope(transformer, check_ranks=check_ranks)
+        return find_scope(model, check_ranks=check_ranks)
     if not isinstance(scope, DecisionScope):
         raise TypeError(f"scope must be a DecisionScope or None, got {scope!r}")
     return replace(scope, check_ranks=scope.check_ranks or check_ranks)
 
 
-def enable_cache(
-    x: Any,
-    config: CacheConfig | str = "Auto",
-    *,
-    scheduler: Any = None,
-    scope: DecisionScope | None = None,
-    check_ranks: bool = False,
-    **options: Any,
-) -> Any:
-    """Enable a cache on a diffusers or xfuser pipeline or transformer, in place.
+def site_of(x: Any) -> Any:
+    """The site that answers for a pipeline or a model; `ValueError` if no cache is enabled."""
+    for model in _models_of(x):
+        site = owner_of(model)
+        if site is not None:
+            return site
+    raise ValueError("no cache is enabled on this; call enable_cache first")
 
-    On several devices every rank has to enable it, with the same arguments.
 
-    Args:
-        x: pipeline (its scheduler tells the steps) or transformer.
-        config: a `CacheConfig`, or a method's name such as ``"Fb"`` or ``"Fast+AdaCorrection"``.
-        scheduler: for a bare transformer, the scheduler that samples with it. Without it the place
-            in the schedule is inferred from the timesteps, and AdaCorrection assumes Euler steps
-            ``x <- x + dsigma * output``. During a run AdaCorrection may take over its ``step``.
-        scope: ranks that have to decide alike, where another engine than xfuser splits the samples;
-            None: those of xfuser's parallel state that share a sample.
-        check_ranks: compare the decisions of these ranks in every call and raise
-            `RankMismatchError` on all of them where one differs, instead of hanging.
-        options: fields of `CacheConfig`, with a method's name only.
-
-    Returns ``x``. Raises `ValueError` for unknown methods, options, transformer classes,
-    schedulers that AdaCorrection cannot correct under, calibrations of another model or traces that
-    cannot be replayed, ``per_sample`` where samples cannot be told apart, and if a cache is already
-    enabled; `TypeError` for wrong types; `FileNotFoundError` for files that are not there.
-    """
-    if isinstance(config, str):
-        config = CacheConfig.from_name(config, **options)
-    elif not isinstance(config, CacheConfig):
-        raise TypeError(f"config must be a CacheConfig or a method's name, got {config!r}")
-    elif options:
-        raise TypeError(f"options {sorted(options)} belong into the CacheConfig given")
-    transformer = _transformer_of(x)
-    if is_cache_enabled(x):
-        raise ValueError("a cache is already enabled on this transformer; call disable_cache first")
-    family = find_family(transformer)
-    decision_scope = _scope_for(transformer, scope, check_ranks)
-    stage = find_stage(transformer)
-    check_config(config, decision_scope, stage)
-    trace = trace_of(config)
-    if trace is not None:
-        config = recorded_config(trace, config.num_steps)
-        check_config(config, decision_scope, stage)
-    clock = _clock_for(x, scheduler, config, stage)
-    engine = PerSampleEngine if config.per_sample else CacheEngine
-    engine(transformer, family, config, clock, decision_scope, stage, trace).install()
-    return x
+def _models_of(x: Any) -> list[nn.Module]:
+    if isinstance(x, nn.Module):
+        return [x]
+    if not hasattr(x, "__dict__"):
+        raise TypeError(f"expected a pipeline or a model, got {type(x).__name__}")
+    return [value for value in vars(x).values() if isinstance(value, nn.Module)] or list(
+        denoisers_of(x).values()
+    )
 
 
 def disable_cache(x: Any) -> None:
-    """Give the transformer back exactly as it was; `ValueError` if no cache is enabled."""
-    engine_of(_transformer_of(x)).uninstall()
+    """Give the models back exactly as they were; `ValueError` if no cache is enabled."""
+    site_of(x).uninstall()
 
 
 def reset_cache(x: Any) -> None:
     """Forget the running generation; the next call begins a new one."""
-    engine_of(_transformer_of(x)).reset()
+    site_of(x).reset()
 
 
 def is_cache_enabled(x: Any) -> bool:
     """Whether this or one of diffusers' own caches is enabled."""
-    transformer = _transformer_of(x)
-    return handler_of(transformer) is not None or bool(
-        getattr(transformer, "is_cache_enabled", False)
+    return any(
+        is_intercepted(model) or bool(getattr(model, "is_cache_enabled", False))
+        for model in _models_of(x)
     )
 
 
 def cache_summary(x: Any) -> CacheSummary:
     """What the running generation, or the last one, cost and decided."""
-    return engine_of(_transformer_of(x)).summary()
+    return site_of(x).summary()
 
 
 def apply_cache_on_transformer(
@@ -154,52 +257,53 @@ def apply_cache_on_transformer(
     *,
     use_cache: str | None = "Fb",
     rel_l1_thresh: float | None = None,
-    motion_threshold: float = 0.1,
+    motion_threshold: float | None = None,
     num_steps: int | None = None,
-    codebook: str | Mapping[float, int] | Sequence[tuple[float, int]] | None = None,
-    moreg: bool | str = False,
-    moreg_divisor: float = 1.0,
     return_hidden_states_first: bool | None = None,
     enable_adacorrection: bool = False,
-    adacorr_gamma: float = 1.0,
-    adacorr_lambda: float = 1.0,
-    adacorr_tolerance: float | None = None,
-    adacorr_mode: str = "adaptive",
-    per_sample: bool = False,
+    adacorr_gamma: float | None = None,
+    adacorr_lambda: float | None = None,
     scheduler: Any = None,
     scope: DecisionScope | None = None,
     check_ranks: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Enable a cache on a transformer, with the arguments that xfuser's callers know.
 
     ``use_cache=None`` is AdaCorrection alone if it is enabled, and otherwise leaves the transformer
-    as it is. ``return_hidden_states_first`` is checked against the family's blocks. The other
-    arguments are those of `CacheConfig` and of `enable_cache`. Returns the same transformer.
+    as it is. ``return_hidden_states_first`` is checked against the family's blocks. gamma and
+    lambda are 1 where they are not given; 1 may be given without AdaCorrection, which it does not
+    change. The other arguments are flat options (`xfuser_adacorr.config`) and those of
+    `enable_cache`. Returns the same transformer.
     """
-    family = find_family(transformer)
-    first = family.block_lists[0].returns[0] == family.output_stream
-    if return_hidden_states_first not in (None, first):
-        raise ValueError(
-            f"return_hidden_states_first must be None or {first} for {family.transformer_class}, "
-            f"got {return_hidden_states_first!r}"
-        )
+    if return_hidden_states_first is not None:
+        _check_returns(transformer, return_hidden_states_first)
     if use_cache is None and not enable_adacorrection:
         return transformer
-    config = CacheConfig(
-        use_cache=use_cache or "Auto",
-        rel_l1_thresh=rel_l1_thresh,
-        motion_threshold=motion_threshold,
-        num_steps=num_steps,
-        codebook=codebook,
-        moreg=moreg,
-        moreg_divisor=moreg_divisor,
-        enable_adacorrection=enable_adacorrection,
-        adacorr_gamma=adacorr_gamma,
-        adacorr_lambda=adacorr_lambda,
-        adacorr_tolerance=adacorr_tolerance,
-        adacorr_mode=adacorr_mode,
-        per_sample=per_sample,
-    )
+    flat = {
+        "use_cache": use_cache or "Auto",
+        "enable_adacorrection": enable_adacorrection,
+        "rel_l1_thresh": rel_l1_thresh,
+        "motion_threshold": motion_threshold,
+        "num_steps": num_steps,
+        "adacorr_gamma": None if adacorr_gamma == 1 else adacorr_gamma,
+        "adacorr_lambda": None if adacorr_lambda == 1 else adacorr_lambda,
+        **options,
+    }
+    method = from_flat({name: value for name, value in flat.items() if value is not None})
     return enable_cache(
-        transformer, config, scheduler=scheduler, scope=scope, check_ranks=check_ranks
+        transformer, method, scheduler=scheduler, scope=scope, check_ranks=check_ranks
     )
+
+
+def _check_returns(transformer: nn.Module, given: bool) -> None:
+    family = find_family(transformer)
+    returns = family.block_lists[0].returns
+    if returns is None:
+        return
+    first = returns[0] == family.output_stream
+    if given != first:
+        raise ValueError(
+            f"return_hidden_states_first must be None or {first} for {family.transformer_class}, "
+            f"got {given!r}"
+        )

@@ -3,9 +3,11 @@
 The object's class is replaced by a subclass of the same name whose ``__call__`` (of a module) or
 ``step`` (of a scheduler) goes through a handler. It stays outside forward hooks, offloading, LoRA
 and compiled graphs of the module, in whatever order those are applied; giving the class back
-restores the object exactly.
+restores the object exactly. Copies and pickles of a module are plain. A copy of a scheduler is
+taken over too, since pipelines step copies (LTX-2's audio); a pickle of it is plain.
 """
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from torch import nn
 
 Handler = Callable[..., Any]
-_HANDLER = "_cache_call_handler"
+_HANDLER, _OWNER = "_cache_call_handler", "_cache_owner"
 
 
 class InterceptedCall:
@@ -22,15 +24,52 @@ class InterceptedCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[_HANDLER](super().__call__, *args, **kwargs)
 
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return _plain, (type(self)._intercepts,), own_attributes(self)
+
+
+class InterceptedModel(InterceptedCall):
+    """What an enabled model's class adds: it follows the pipeline's cache contexts."""
+
+    @property
+    def _cache_config(self) -> Any:
+        return self.__dict__[_OWNER].method
+
+    def cache_context(self, name: str, **kwargs: Any):
+        return self.__dict__[_OWNER].context(name)
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        self.__dict__[_OWNER].reset()
+
+    def disable_cache(self) -> None:
+        self.__dict__[_OWNER].uninstall()
+
 
 class InterceptedStep:
-    """Mixin of a scheduler whose ``step`` is taken over: whatever is made from it is plain."""
+    """Mixin of a scheduler whose ``step`` is taken over."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return cls._intercepts(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        return object.__new__, (type(self)._intercepts,), own_attributes(self)
+        return _plain, (type(self)._intercepts,), own_attributes(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        plain = _plain(type(self)._intercepts)
+        memo[id(self)] = plain
+        plain.__dict__.update(copy.deepcopy(own_attributes(self), memo))
+        intercept_step(plain, self.__dict__[_HANDLER])
+        return plain
+
+    def __copy__(self) -> Any:
+        plain = _plain(type(self)._intercepts)
+        plain.__dict__.update(own_attributes(self))
+        intercept_step(plain, self.__dict__[_HANDLER])
+        return plain
+
+
+def _plain(cls: type) -> Any:
+    return object.__new__(cls)
 
 
 def _subclass(cls: type, mixin: type, **members: Any) -> type:
@@ -47,19 +86,21 @@ def _intercepted_class(cls: type, mixin: type) -> type:
 def _stepping_class(cls: type) -> type:
     @wraps(cls.step)  # pipelines look at its signature
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__[_HANDLER](partial(cls.step, self), *args, **kwargs)
+        return self.__dict__[_HANDLER](self, partial(cls.step, self), *args, **kwargs)
 
     return _subclass(cls, InterceptedStep, step=step)
 
 
-def intercept(module: nn.Module, handler: Handler, mixin: type = InterceptedCall) -> None:
+def intercept(
+    module: nn.Module, handler: Handler, owner: Any = None, mixin: type = InterceptedCall
+) -> None:
     """Route ``module(...)`` through ``handler(original_call, *args, **kwargs)``."""
-    module.__dict__[_HANDLER] = handler
+    module.__dict__[_HANDLER], module.__dict__[_OWNER] = handler, owner
     _set_class(module, _intercepted_class(type(module), mixin))
 
 
 def intercept_step(scheduler: Any, handler: Handler) -> None:
-    """Route ``scheduler.step(...)`` through ``handler(original_step, *args, **kwargs)``."""
+    """Route ``scheduler.step(...)`` through ``handler(scheduler, original_step, ...)``."""
     scheduler.__dict__[_HANDLER] = handler
     _set_class(scheduler, _stepping_class(type(scheduler)))
 
@@ -72,14 +113,19 @@ def _set_class(x: Any, cls: type) -> None:
 def release(intercepted: Any) -> None:
     """Undo `intercept` or `intercept_step`."""
     _set_class(intercepted, type(intercepted)._intercepts)
-    del intercepted.__dict__[_HANDLER]
+    for name in (_HANDLER, _OWNER):
+        intercepted.__dict__.pop(name, None)
 
 
-def handler_of(module: Any) -> Handler | None:
-    """The handler of an intercepted object, else None."""
-    return getattr(module, "__dict__", {}).get(_HANDLER)
+def is_intercepted(x: Any) -> bool:
+    return _HANDLER in getattr(x, "__dict__", {})
+
+
+def owner_of(module: Any) -> Any:
+    """What took a module over, None if nothing did."""
+    return getattr(module, "__dict__", {}).get(_OWNER)
 
 
 def own_attributes(x: Any) -> dict[str, Any]:
     """Attributes of an object, without what taking it over added."""
-    return {name: value for name, value in vars(x).items() if name != _HANDLER}
+    return {name: value for name, value in vars(x).items() if name not in (_HANDLER, _OWNER)}

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.config import CacheConfig
-
 from .attention_input import attention_input
 
 Streams = dict[str, Tensor]
@@ -108,21 +106,12 @@ class ModelFamily:
     read_output: Callable[[Any], Tensor] | None = None
     """What the transformer's forward returned -> the sample in it. None: a tensor, the first of a
     tuple, or the sample of a diffusers output."""
-    latent_tokens: Callable[[Tensor], Tensor] = lambda latents: latents
-    """Latents as they are given to the transformer -> the same values as tokens ``[B, N, C]``."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Default ``rel_l1_thresh`` by display name. A corrected method that is not listed takes its
     base method's, which computes more than it needs: the tolerance is a trigger of its own."""
-    tolerance: float = 0.004
-    """Default ``adacorr_tolerance`` of ``Auto``."""
-    safety_tolerance: float = 0.01
-    """Default ``adacorr_tolerance`` of a corrected base method, which has a trigger of its own."""
     num_frames: Callable[[Mapping[str, Any]], int] | None = None
     """(bound block arguments) -> frames T of the output stream, whose tokens are ordered (T, S).
     None: tokens have no frames."""
-    followed: Callable[[Tensor, int], Tensor] = lambda output, channels: output
-    """(transformer output, channels of the latents) -> the part that the sampler follows; offsets
-    are measured on it. The rest (a learned variance) is forecast too."""
     full_noise_timestep: float = 1.0
     """Timestep that the transformer is given at pure noise: 1, or 1000."""
     recognises: Callable[[nn.Module], bool] | None = None
@@ -154,10 +143,6 @@ class ModelFamily:
         """
         returns = self.block_lists[0].returns
         return None if returns is None else returns[0] == self.output_stream
-
-    def default_threshold(self, config: CacheConfig) -> float | None:
-        """Default ``rel_l1_thresh`` of the method that ``config`` asks for; None without one."""
-        return self.thresholds.get(config.name, self.thresholds.get(config.use_cache))
 
 
 def entry_point(module: str) -> Callable[[str], Any]:

@@ -6,16 +6,6 @@ from typing import Any
 from torch import Tensor
 
 
-def channels_first_tokens(latents: Tensor) -> Tensor:
-    """Latents ``[B, C, ...]`` -> tokens ``[B, N, C]``, a view."""
-    return latents.flatten(2).transpose(1, 2)
-
-
-def leading_channels(output: Tensor, channels: int) -> Tensor:
-    """Output ``[B, C', ...]`` -> its first ``channels``; a learned variance comes after them."""
-    return output[:, :channels]
-
-
 def select_hidden_states(arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
     """Keep tokens of `BasicTransformerBlock`; their positions were added before the blocks."""
     kept = {"hidden_states": arguments["hidden_states"][:, index]}

@@ -20,7 +20,6 @@ from .family import (
     forward_signature,
     register_family,
 )
-from .layouts import channels_first_tokens, leading_channels
 
 __getattr__ = entry_point(__name__)
 
@@ -101,11 +100,9 @@ OPENSORA = register_family(
         transformer_class="STDiT3Transformer3DModel",
         block_lists=block_pairs("hidden_states", temporal_residual),
         latents="hidden_states",
-        latent_tokens=channels_first_tokens,
         timestep="timestep",
         full_noise_timestep=1000.0,
         output_stream="hidden_states",
-        followed=leading_channels,
         modulated_input=modulated_input,
         published_polynomial=published_polynomial,
         thresholds=STARTING_THRESHOLDS,

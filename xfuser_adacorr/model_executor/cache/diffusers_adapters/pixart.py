@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .family import STARTING_THRESHOLDS, BlockList, ModelFamily, entry_point, register_family
-from .layouts import channels_first_tokens, leading_channels, select_hidden_states
+from .layouts import select_hidden_states
 
 __getattr__ = entry_point(__name__)
 
@@ -35,11 +35,9 @@ PIXART = register_family(
             ),
         ),
         latents="hidden_states",
-        latent_tokens=channels_first_tokens,
         timestep="timestep",
         full_noise_timestep=1000.0,
         output_stream="hidden_states",
-        followed=leading_channels,
         select_tokens=select_hidden_states,
         thresholds=STARTING_THRESHOLDS,
     )

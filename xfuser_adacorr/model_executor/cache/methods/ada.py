@@ -1,26 +1,18 @@
 """AdaCache: how fast one residual in the middle of the stack changes sets the next refresh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.config import RELATIVE, CacheConfig
-from xfuser_adacorr.core.codebook import Codebook, nearest_published_steps, published_codebook
-from xfuser_adacorr.core.profile import Profile
-from xfuser_adacorr.core.signals import (
-    clip_motion_sums,
-    l1_sums,
-    motion_sums,
-    ratio,
-    root_ratio,
-)
-from xfuser_adacorr.model_executor.cache.calibration import load_ada_calibration
-from xfuser_adacorr.model_executor.cache.clock import Step
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
+from xfuser_adacorr.model_executor.cache.signals import l1_sums, motion_sums, ratio
+from xfuser_adacorr.model_executor.cache.step import Step
 
-from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
+from .base import BlockCall, Decision, Read, Signal, StackMethod, Streams, reuse_or_base
+from .codebook import PUBLISHED_NAMES, Codebook, nearest_published_steps, published_codebook
+from .options import StackOptions, check_choice, check_flag, check_number
+from .residual import StackResidual
 
 DEFAULT_CODEBOOK = "fast"
 DEFAULT_SCALE = 1.0
@@ -33,17 +25,67 @@ MOREG_POWER = 8
 MOREG_GRADIENT = 10.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ada(StackOptions):
+    """Compute again after as many steps as a codebook says for the last change.
+
+    ``threshold`` is a factor of the codebook's thresholds; None: 1.
+    """
+
+    label: ClassVar[str] = "Ada"
+
+    codebook: str | Mapping[float, int] | Sequence[tuple[float, int]] | None = None
+    """``fast`` or ``slow`` as published, or {threshold: rate}, thresholds rising (kept as a tuple
+    of pairs); None: the calibrated one, else ``fast``."""
+    moreg: bool = False
+    """Motion Regularization, for models of videos."""
+    moreg_divisor: float = 1.0
+    """With ``moreg``: d > 0, which divides the motion; its code divides by 1."""
+    calibration: str | None = None
+    """File with a fitted codebook; None: the one beside the model, if there is one."""
+
+    def __post_init__(self) -> None:
+        StackOptions.__post_init__(self)
+        check_flag("moreg", self.moreg)
+        check_number("moreg_divisor", self.moreg_divisor, above=0)
+        if self.moreg_divisor != 1.0 and not self.moreg:
+            raise ValueError("moreg_divisor is for moreg=True, whose motion it divides")
+        if self.codebook is not None and self.calibration is not None:
+            raise ValueError("codebook and calibration: give one of them, both name a codebook")
+        if isinstance(self.codebook, str):
+            check_choice("codebook", self.codebook, PUBLISHED_NAMES)
+        elif self.codebook is not None:
+            object.__setattr__(self, "codebook", Codebook.of(self.codebook).entries)
+
+    def stack_method(self, model, family) -> "RateOfChange":
+        from xfuser_adacorr.model_executor.cache.calibration.files import load_ada_codebook
+
+        if self.moreg and family.num_frames is None:
+            raise ValueError(
+                f"moreg must be False for {type(model).__name__}: it measures motion from "
+                f"frame to frame, and family {family.name!r} describes no frames"
+            )
+        codebook, name = None, self.codebook
+        if self.codebook is None:
+            codebook, name = load_ada_codebook(model, self.calibration), DEFAULT_CODEBOOK
+        elif not isinstance(self.codebook, str):
+            codebook = Codebook(self.codebook)
+        if codebook is None and self.num_steps is not None:
+            published_codebook(name, self.num_steps)  # raises before the first call
+        scale = self.threshold
+        if scale is None:
+            scale = family.thresholds.get(self.name, family.thresholds.get("Ada", DEFAULT_SCALE))
+        motion = self.moreg_divisor if self.moreg else None
+        return RateOfChange(scale, codebook or name, motion, self.num_steps, family, model)
+
+
 @dataclass(slots=True)
 class AdaState:
     reference: Tensor | None = None
     """Signal of the last computed call ``[B, N, D]``."""
-    residual: Tensor | None = None
-    """Stack output minus stack input of the last computed call ``[B, N, D]``."""
-    stack_input: Tensor | None = None
+    stack: StackResidual = field(default_factory=StackResidual)
     unread: list[Tensor] = field(default_factory=list)
     """Sums that the last computed call measured, to be read with the next decision."""
-    step: Step | None = None
-    """Place of the running call."""
     computed: int | None = None
     """Index of the last computed step."""
     gap: int = 1
@@ -55,149 +97,99 @@ class AdaState:
     """m of the last computed call."""
 
 
-class Ada(BaseMethod):
+class RateOfChange(StackMethod):
     """Compute again ``rate`` steps after a computed call, by how fast a residual p changes there.
 
     ``c = |p_old - p| / |p_old| / k`` (sums of magnitudes) on computed calls alone, with k steps
-    between them; the codebook's first threshold above c (times ``rel_l1_thresh``, default 1) gives
-    the rate. p is the gated residual of self-attention of the middle block (`BlockList`), or where
-    a family does not describe one the whole residual of the middle block. The first two and the
-    last two calls are computed. A reused call returns ``h + R`` with the whole stack's residual:
-    the publication adds two residuals a block, all from the same call and none changed on the way,
-    which is the same sum. Source: Kahatapitiya et al., AdaCache (arXiv 2411.02397).
+    between them; the codebook's first threshold above c (times ``scale``) gives the rate. p is the
+    gated residual of self-attention of the middle block (`BlockList`), or where a family does not
+    describe one the whole residual of the middle block. The first two and the last two calls are
+    computed. A reused call returns ``h + R`` with the whole stack's residual: the publication adds
+    two residuals a block, all from the same call and none changed on the way, which is the same
+    sum. Source: Kahatapitiya et al., AdaCache (arXiv 2411.02397).
 
-    With ``moreg`` (Motion Regularization), ``c := c * (m + |10 (m - m_prev) / k|)`` where
-    ``m = (sum |p[1:] - p[:-1]| / sum (|p[1:]| + |p[:-1]|) / 0.385)^8 / moreg_divisor`` over frames
-    in the middle of the run and 1 outside of it. With ``moreg="relative"``, ``c := c * m`` there
-    instead, where m is the motion of the clip that the call predicts (latents and output together),
-    ``|x0[1:] - x0[:-1]| / sqrt(|x0[1:]|^2 + |x0[:-1]|^2)`` (norms), over its mean in the model's
-    other runs at this place.
+    With a ``motion_divisor`` d (Motion Regularization), ``c := c * (m + |10 (m - m_prev) / k|)``
+    where ``m = (sum |p[1:] - p[:-1]| / sum (|p[1:]| + |p[:-1]|) / 0.385)^8 / d`` over frames in the
+    middle of the run and 1 outside of it.
 
-    Raises `ValueError` for ``moreg`` on models of images, for the relative one without a
-    calibration of the motion, for a codebook that is not published, and on the first call if the
-    number of steps is needed and not known.
+    Raises `ValueError` for a codebook that is not published, and on the first call if the number of
+    steps is needed and not known.
     """
 
     def __init__(
-        self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
+        self,
+        scale: float,
+        codebook: Codebook | str,
+        motion_divisor: float | None,
+        num_steps: int | None,
+        family: Any,
+        model: nn.Module,
     ) -> None:
-        self.family = family
-        self.signal_only = signal_only
-        self.scale = config.rel_l1_thresh
-        if self.scale is None:
-            self.scale = family.default_threshold(config)
-        if self.scale is None:
-            self.scale = DEFAULT_SCALE
-        self.num_steps = config.num_steps
-        self.moreg = config.moreg
-        self.moreg_divisor = config.moreg_divisor
-        framed = family.predicted_clip if self.moreg == RELATIVE else family.num_frames
-        if self.moreg and framed is None:
-            raise ValueError(
-                f"moreg must be False for {type(transformer).__name__}: it measures motion from "
-                f"frame to frame, and family {family.name!r} describes no frames"
-            )
-        self.codebook_name, self.codebook, self.mean_motion = self._told(config, transformer)
-        self.observe: Callable[[float, float, float | None], None] | None = None
-        """Is told what computed calls measure: the share of the run up to there, c without MoReg,
-        and the predicted clip's motion where there are frames."""
-        if self.codebook is None and self.num_steps is not None:
-            published_codebook(self.codebook_name, self.num_steps)  # raises before the first call
+        self.scale, self.codebook, self.motion_divisor = scale, codebook, motion_divisor
+        self.num_steps, self.family, self.stream = num_steps, family, family.output_stream
+        self.observe: Callable[[float], None] | None = None
+        """Is told c, without MoReg, of every computed call."""
         described = [
             (block, block_list.attention_residual)
             for block_list in family.block_lists
             if block_list.attention_residual is not None
-            for block in getattr(transformer, block_list.attribute)
+            for block in getattr(model, block_list.attribute)
         ]
         middle = (len(described) - 1) // 2
         self.signal_block, self.attention_residual = described[middle] if described else (None,) * 2
 
-    @staticmethod
-    def _told(
-        config: CacheConfig, transformer: nn.Module
-    ) -> tuple[str | None, Codebook | None, Profile | None]:
-        """A published codebook's name, or the codebook given or calibrated; and the mean motion."""
-        calibrated = None
-        if config.codebook is None or config.moreg == RELATIVE:
-            calibrated = load_ada_calibration(transformer, config.calibration)
-        motion = calibrated and calibrated.motion
-        if config.moreg == RELATIVE and motion is None:
-            raise ValueError(
-                f"moreg={RELATIVE!r} needs the mean motion of the model: make a calibration of its "
-                "clips with scripts/calibrate_ada.py, or leave moreg at False"
-            )
-        if isinstance(config.codebook, str):
-            return config.codebook, None, motion
-        if config.codebook is not None:
-            return None, Codebook(config.codebook), motion
-        if calibrated is None:
-            return DEFAULT_CODEBOOK, None, motion
-        return None, calibrated.codebook, motion
-
     def new_state(self) -> AdaState:
         return AdaState()
 
-    def begin_call(self, state: AdaState, step: Step) -> None:
-        needed = self.codebook is None or self.moreg
+    def measure(self, state: AdaState, call: BlockCall) -> Signal:
+        return Signal(state.unread)
+
+    def decide(self, state: AdaState, step: Step, read: Read) -> Decision:
+        total = step.index + step.remaining
+        if read.inside:
+            self._learn(state, read.inside, total)
+        due = step.index >= state.computed + state.rate
+        return reuse_or_base(not due and step.remaining > FORCED_LAST_CALLS, state.change)
+
+    def _learn(self, state: AdaState, sums: list[float], total: int) -> None:
+        """Take in what the last computed call measured."""
+        state.unread = []
+        change = ratio(*sums[:2]) / state.gap
+        if self.observe is not None:
+            self.observe(change)
+        if self.motion_divisor is not None:
+            change *= self._motion_factor(state, ratio(*sums[2:]), total)
+        codebook = self.codebook
+        if isinstance(codebook, str):
+            codebook = published_codebook(codebook, total)
+        state.change, state.rate = change, codebook.rate(change, self.scale)
+
+    def _motion_factor(self, state: AdaState, motion: float, total: int) -> float:
+        done, steps = state.computed + 1, nearest_published_steps(total)
+        first, last = MOREG_WINDOWS[steps]
+        within = first * total <= done * steps <= last * total
+        factor = (motion / MOREG_CENTRE) ** MOREG_POWER / self.motion_divisor if within else 1.0
+        gradient = MOREG_GRADIENT * (factor - state.motion) / state.gap
+        state.motion = factor
+        return factor + abs(gradient)
+
+    def after_call(self, state: AdaState, step: Step, decision: Decision) -> None:
+        needed = isinstance(self.codebook, str) or self.motion_divisor is not None
         if needed and not step.exact and self.num_steps is None:
             raise ValueError(
                 "num_steps must be given for Ada on a transformer without its scheduler: its "
                 "published codebooks and MoReg depend on it (or give the scheduler, or a codebook "
                 "of thresholds and rates without moreg)"
             )
-        state.step = step
-
-    def probe(self, state: AdaState, call: BlockCall) -> Signal:
-        return Signal(state.unread)
-
-    def verdict(self, state: AdaState, sums: list[float], local: list[float]) -> Verdict:
-        step, total = state.step, state.step.index + state.step.remaining
-        if sums:
-            codebook = self.codebook or published_codebook(self.codebook_name, total)
-            state.change = self._change(state, sums, total)
-            state.rate = codebook.rate(state.change, self.scale)
-            state.unread = []
-        due = step.index >= state.computed + state.rate
-        return Verdict(not due and step.remaining > FORCED_LAST_CALLS, state.change)
-
-    def _change(self, state: AdaState, sums: list[float], total: int) -> float:
-        """c of the last computed call, with MoReg's factor where it is on."""
-        change, done = ratio(*sums[:2]) / state.gap, state.computed + 1
-        if self.observe is not None:
-            self.observe(done / total, change, root_ratio(*sums[2:]) if sums[2:] else None)
-        if not self.moreg:
-            return change
-        steps = nearest_published_steps(total)
-        first, last = MOREG_WINDOWS[steps]
-        within = first * total <= done * steps <= last * total
-        if self.moreg == RELATIVE:
-            motion = root_ratio(*sums[2:])
-            return change * motion / self.mean_motion(done / total) if within else change
-        motion = ratio(*sums[2:])
-        factor = (motion / MOREG_CENTRE) ** MOREG_POWER / self.moreg_divisor if within else 1.0
-        gradient = MOREG_GRADIENT * (factor - state.motion) / state.gap
-        state.motion = factor
-        return change * (factor + abs(gradient))
-
-    def settle(self, state: AdaState, verdict: Verdict | None, refreshed: bool) -> None:
-        if refreshed:
+        if decision.compute:
             if state.computed is not None:
-                state.gap = state.step.index - state.computed
-            state.computed = state.step.index
+                state.gap = step.index - state.computed
+            state.computed = step.index
 
-    def run_block(self, state: AdaState, call: BlockCall, verdict: Verdict | None) -> Streams:
-        stream = self.family.output_stream
-        if call.is_first:
-            state.stack_input = call.streams[stream]
-        out = call.run() if verdict is None else call.streams
-        if verdict is None and self._is_signal_block(call):
-            self._measure(state, call, out)
-        if call.is_last:
-            if verdict is not None:
-                out = {**out, stream: state.stack_input + state.residual}
-            elif not self.signal_only:
-                state.residual = out[stream] - state.stack_input
-            state.stack_input = None
+    def run_block(self, state: AdaState, call: BlockCall, decision: Decision) -> Streams:
+        out = state.stack.run_block(call, decision, self.stream, keep=not self.signal_only)
+        if decision.compute and self._is_signal_block(call):
+            self._compare(state, call, out)
         return out
 
     def _is_signal_block(self, call: BlockCall) -> bool:
@@ -205,29 +197,19 @@ class Ada(BaseMethod):
             return call.block is self.signal_block
         return call.index == (call.count - 1) // 2
 
-    def _measure(self, state: AdaState, call: BlockCall, out: Streams) -> None:
+    def _compare(self, state: AdaState, call: BlockCall, out: Streams) -> None:
         """Compare the signal with that of the computed call before; nothing is read here."""
         if self.attention_residual is not None:
             current = self.attention_residual(call.block, call.arguments)
         else:
-            stream = self.family.output_stream
-            current = out[stream] - call.streams[stream]
-        num_frames = self.family.num_frames(call.arguments) if self.moreg else None
-        if num_frames == 1:
-            raise ValueError("moreg must be False for a single frame: it measures motion")
+            current = out[self.stream] - call.streams[self.stream]
+        frames = None
+        if self.motion_divisor is not None:
+            frames = self.family.num_frames(call.arguments)
+            if frames == 1:
+                raise ValueError("moreg must be False for a single frame: it measures motion")
         if state.reference is not None:
             state.unread = l1_sums(current, state.reference)
-            if self.moreg is True:
-                state.unread += motion_sums(current, num_frames)
+            if frames is not None:
+                state.unread += motion_sums(current, frames)
         state.reference = current
-
-    @property
-    def reads_output(self) -> bool:
-        observed = self.observe is not None and self.family.predicted_clip is not None
-        return observed or self.moreg == RELATIVE
-
-    def note_output(self, state: AdaState, arguments: Mapping[str, Any], output: Tensor) -> None:
-        """Measure the predicted clip's motion; nothing is read here."""
-        clip = self.family.predicted_clip(arguments, output, state.step.sigma)
-        if state.unread and clip.shape[2] > 1:
-            state.unread += clip_motion_sums(clip)

@@ -1,20 +1,24 @@
-"""What every base method has to say: its signal, its decision, and what stands in for a reuse."""
+"""What a rule is: it measures, decides, and learns from what was computed."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from xfuser_adacorr.config import CacheConfig
-from xfuser_adacorr.model_executor.cache.clock import Step
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily, Streams
+from xfuser_adacorr.model_executor.cache.step import Step
+
+if TYPE_CHECKING:
+    from xfuser_adacorr.model_executor.cache.schedulers import Places
+    from xfuser_adacorr.model_executor.cache.trace import CallRecord
+
+Streams = dict[str, Tensor]
+"""Token streams that flow from block to block, by argument name, each ``[B, N, D]``."""
 
 
 @dataclass(slots=True)
 class BlockCall:
-    """One block's turn within a transformer call."""
+    """One block's turn within a call of the model."""
 
     index: int
     count: int
@@ -35,97 +39,256 @@ class BlockCall:
         return self.index == self.count - 1
 
 
+@dataclass(slots=True)
+class Call:
+    """A sampling step, or one call of a model, that is to be decided."""
+
+    latents: Tensor | None = None
+    """As the model is given them; None where a run begins."""
+    step: Step | None = None
+    """None until what it takes to know the place has been read."""
+    block: BlockCall | None = None
+    """The first block's turn, where the rule measures inside the model."""
+    model: str = ""
+    """Name of that model among the pipeline's components."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signal:
     """Scalars to be read on the host before the decision, in one packed vector."""
 
-    sums: list[Tensor] = field(default_factory=list)
-    """Added up over the ranks that share the sample."""
-    local: list[Tensor] = field(default_factory=list)
+    inside: Sequence[Tensor] = ()
+    """Sums over this rank's own tokens, added up over the ranks that share the sample."""
+    outside: Sequence[Tensor] = ()
+    """Sums over the latents, added up only where ranks hold parts of them."""
+    local: Sequence[Tensor] = ()
     """This rank's own."""
+
+    def __add__(self, other: "Signal") -> "Signal":
+        return Signal(
+            [*self.inside, *other.inside],
+            [*self.outside, *other.outside],
+            [*self.local, *other.local],
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """A base method's decision about one call."""
+class Read:
+    """The values of a `Signal`."""
 
-    reuse: bool
-    signal: float | None
-    """What was compared with the threshold; None if nothing was yet."""
+    inside: list[float] = field(default_factory=list)
+    outside: list[float] = field(default_factory=list)
+    local: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to compute, why, and what it was taken from (see `CallRecord`)."""
+
+    compute: bool
+    why: str
+    weight: float | None = None
+    temporal: float | None = None
+    spatial: float | None = None
+    base_signal: float | None = None
+    expected_offset: float | None = None
+    expected_error: float | None = None
+    tolerance: float | None = None
     run_blocks: tuple[bool, ...] | None = None
-    """Per-block methods: the blocks to execute; None: all or none."""
     kept_tokens: int | None = None
-    """Tokens to send through the blocks; None: all or none."""
+
+    def turned(self, compute: bool, why: str) -> "Decision":
+        """The same measurements with another outcome."""
+        return replace(self, compute=compute, why=why)
 
 
-class BaseMethod(ABC):
-    """Decides which calls are computed and what stands in for the others.
+class Rule:
+    """Decides which steps, or calls, are computed; one object a run (and branch)."""
 
-    Per call the engine asks `probe` (at the first block), reads its scalars, tells the call's place
-    to `begin_call`, asks `verdict` unless the call has no predecessor, tells the outcome to
-    `settle`, then sends every block through `run_block`. All state lives in the object from
-    `new_state`, one per branch and generation.
+    def measure(self, call: Call) -> Signal:
+        """What the decision needs of ``call``; ``call.step`` need not be known yet."""
+        return Signal()
+
+    def decide(self, call: Call, read: Read) -> Decision:
+        """The decision, from the values of `measure`."""
+        raise NotImplementedError
+
+    def after_call(self, call: Call, decision: Decision) -> None:
+        """Take note of what was decided in the end, maybe by others."""
+
+    def computed(
+        self, call: Call, decision: Decision, missed: list[Tensor], record: "CallRecord"
+    ) -> None:
+        """Take note of a computed call; ``missed`` is `Forecast.missed`, empty without one."""
+
+    def found(self, missed: list[Tensor]) -> None:
+        """What the last computed call missed, where that is known later (`computed`)."""
+
+    def paid(self, step: Step, compute: bool, cost: float) -> None:
+        """A step is over; ``cost`` is its compute over that of a full one."""
+
+    def tensors(self) -> list[Tensor]:
+        """What is kept, for the memory account."""
+        return []
+
+
+class PerModel(Rule):
+    """The rule of the model that is called, where a pipeline has several (two experts)."""
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        self.rules = rules
+
+    def measure(self, call: Call) -> Signal:
+        return self.rules[call.model].measure(call)
+
+    def decide(self, call: Call, read: Read) -> Decision:
+        return self.rules[call.model].decide(call, read)
+
+    def after_call(self, call: Call, decision: Decision) -> None:
+        if call.model in self.rules:
+            self.rules[call.model].after_call(call, decision)
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for rule in self.rules.values() for tensor in rule.tensors()]
+
+
+class Either(Rule):
+    """Compute where the ``base`` method asks for it or its ``correction`` does."""
+
+    def __init__(self, base: Rule, correction: Rule) -> None:
+        self.base, self.correction = base, correction
+
+    def measure(self, call: Call) -> Signal:
+        return self.base.measure(call) + self.correction.measure(call)
+
+    def decide(self, call: Call, read: Read) -> Decision:
+        base = self.base.decide(call, Read(inside=read.inside, local=read.local))
+        own = self.correction.decide(call, Read(outside=read.outside))
+        own = replace(own, base_signal=base.base_signal)
+        if own.why in ("first", "last") or not base.compute or base.why == "last":
+            return own
+        return own.turned(True, base.why)
+
+    def after_call(self, call: Call, decision: Decision) -> None:
+        self.base.after_call(call, decision)
+        self.correction.after_call(call, decision)
+
+    def computed(self, call, decision, missed, record) -> None:
+        self.base.computed(call, decision, missed, record)
+        self.correction.computed(call, decision, missed, record)
+
+    def found(self, missed: list[Tensor]) -> None:
+        self.correction.found(missed)
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.base.tensors(), *self.correction.tensors()]
+
+
+class Warmup(Rule):
+    """Compute the first ``calls``, whatever ``rule`` decides."""
+
+    def __init__(self, rule: Rule, calls: int) -> None:
+        self.rule, self.calls = rule, calls
+        self._seen = 0
+
+    def measure(self, call: Call) -> Signal:
+        return self.rule.measure(call)
+
+    def decide(self, call: Call, read: Read) -> Decision:
+        decision = self.rule.decide(call, read)
+        if self._seen < self.calls and decision.why != "first":
+            return decision.turned(True, "warmup")
+        return decision
+
+    def after_call(self, call: Call, decision: Decision) -> None:
+        self._seen += 1
+        self.rule.after_call(call, decision)
+
+    def computed(self, call, decision, missed, record) -> None:
+        self.rule.computed(call, decision, missed, record)
+
+    def found(self, missed: list[Tensor]) -> None:
+        self.rule.found(missed)
+
+    def paid(self, step: Step, compute: bool, cost: float) -> None:
+        self.rule.paid(step, compute, cost)
+
+    def tensors(self) -> list[Tensor]:
+        return self.rule.tensors()
+
+
+class StackMethod:
+    """A method inside the model: its signal, its test, and what stands in for skipped blocks.
+
+    State is the caller's (`new_state`): one for each branch of a run.
     """
 
     forces_last = True
-    """The last call of a generation is always computed."""
-    decides_alone = False
-    """The calls to compute are given: nothing is measured, and neither a correction nor a rule for
-    the last call adds any."""
-    reads_output = False
-    """`note_output` is to be told the transformer's outputs."""
+    """Whether the last call of a run is always computed."""
     max_sums: int | None = None
     """Sums that a signal may have where ranks add them up; None: no limit."""
+    signal_only = False
+    """A correction stands in for reused values: keep no values, just the signal's reference."""
 
-    def __init__(
-        self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
-    ) -> None:
-        self.family = family
-        self.threshold = config.rel_l1_thresh
-        if self.threshold is None:
-            self.threshold = family.default_threshold(config)
-        if self.threshold is None:
-            raise ValueError(
-                f"rel_l1_thresh must be given: family {family.name!r} has no default for "
-                f"{config.name}"
-            )
-        self.signal_only = signal_only
-        """A correction stands in for reused values: keep no values, just the signal's reference."""
+    def begin_run(self, places: "Places | None") -> None:
+        """A run begins on these steps; None where they are not known beforehand."""
 
-    @abstractmethod
     def new_state(self) -> Any:
-        """Fresh state of one branch of one generation."""
+        """Fresh state of one branch of one run."""
+        raise NotImplementedError
 
-    def new_branch_state(self, branch: str) -> Any:
-        """`new_state` of the branch so named; most methods treat all alike."""
-        return self.new_state()
+    def named(self, state: Any, branch: str) -> None:
+        """``state`` is that of the ``branch`` so named."""
 
-    def begin_generation(self, clock: Any) -> None:  # noqa: B027
-        """A generation begins on the clock's schedule; most methods need not know."""
+    def measure(self, state: Any, call: BlockCall) -> Signal:
+        """Measure at the first block; an empty signal without a predecessor."""
+        raise NotImplementedError
 
-    def begin_call(self, state: Any, step: Step) -> None:  # noqa: B027
-        """Take note of where the call stands, before `verdict`; most methods need not know."""
+    def decide(self, state: Any, step: Step, read: Read) -> Decision:
+        """Decide from the values of `measure`; asked from a branch's second call on."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def probe(self, state: Any, call: BlockCall) -> Signal:
-        """Measure the signal at the first block; empty without a predecessor."""
+    def follow(self, state: Any, decision: Decision) -> None:
+        """Take over the decision of an earlier run on the same call, in place of an own one."""
 
-    @abstractmethod
-    def verdict(self, state: Any, sums: list[float], local: list[float]) -> Verdict:
-        """Decide from the scalars of `probe`."""
-
-    def follow(self, state: Any, verdict: Verdict) -> None:  # noqa: B027
-        """Take over the ``verdict`` of an earlier run on the same call, in place of an own one."""
-
-    @abstractmethod
-    def settle(self, state: Any, verdict: Verdict | None, refreshed: bool) -> None:
+    def after_call(self, state: Any, step: Step, decision: Decision) -> None:
         """Take note of the outcome, which may be a refresh that others asked for."""
 
-    def note_output(  # noqa: B027
-        self, state: Any, arguments: Mapping[str, Any], output: Tensor
-    ) -> None:
-        """Take note of what a computed call of the transformer returned for its ``arguments``."""
+    def noted(self, state: Any, record: "CallRecord") -> None:
+        """``record`` is the trace's of the call that is now answered."""
 
-    @abstractmethod
-    def run_block(self, state: Any, call: BlockCall, verdict: Verdict | None) -> Streams:
-        """Return the block's output streams; ``verdict is None`` is a refresh."""
+    def run_block(self, state: Any, call: BlockCall, decision: Decision) -> Streams:
+        """Return the block's output streams."""
+        raise NotImplementedError
+
+
+class StackRule(Rule):
+    """The test of a `StackMethod` as a rule, with the state of one branch."""
+
+    def __init__(self, method: StackMethod, branch: str = "") -> None:
+        self.method, self.state = method, method.new_state()
+        method.named(self.state, branch)
+        self._calls = 0
+
+    def measure(self, call: Call) -> Signal:
+        return self.method.measure(self.state, call.block)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.state]
+
+    def decide(self, call: Call, read: Read) -> Decision:
+        if self._calls == 0:
+            return Decision(True, "first")
+        decision = self.method.decide(self.state, call.step, read)
+        if self.method.forces_last and call.step.is_last:
+            return decision.turned(True, "last")
+        return decision
+
+    def after_call(self, call: Call, decision: Decision) -> None:
+        self._calls += 1
+        self.method.after_call(self.state, call.step, decision)
+
+
+def reuse_or_base(reuse: bool, signal: float | None, **details: Any) -> Decision:
+    """A base method's own decision."""
+    return Decision(not reuse, "reuse" if reuse else "base", base_signal=signal, **details)

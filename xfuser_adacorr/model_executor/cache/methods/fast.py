@@ -2,18 +2,60 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from xfuser_adacorr.config import CacheConfig
-from xfuser_adacorr.core.signals import l2_sums, root_ratio
-from xfuser_adacorr.model_executor.cache.calibration import load_fast_maps
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
+from xfuser_adacorr.model_executor.cache.signals import l2_sums, root_ratio
 
-from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
+from .base import BlockCall, Decision, Read, Signal, StackMethod, Streams
+from .options import StackOptions, check_flag, check_number
+
+if TYPE_CHECKING:
+    from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import ModelFamily
 
 STACK = "stack"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fast(StackOptions):
+    """Replace each block whose input changed by at most ``threshold``."""
+
+    label: ClassVar[str] = "Fast"
+
+    static_tokens: bool = False
+    """Static tokens bypass the blocks through one map of the whole stack."""
+    motion_threshold: float = 0.1
+    """With ``static_tokens``: saliency over the largest, in [0, 1], up to which a token is
+    static."""
+    calibration: str | None = None
+    """File with fitted maps; None: the one beside the model, else residuals."""
+
+    def __post_init__(self) -> None:
+        StackOptions.__post_init__(self)
+        check_flag("static_tokens", self.static_tokens)
+        check_number("motion_threshold", self.motion_threshold, least=0, most=1)
+        if self.motion_threshold != 0.1 and not self.static_tokens:
+            raise ValueError(
+                "motion_threshold is for static_tokens=True, which finds the static tokens with it"
+            )
+
+    def stack_method(self, model, family) -> "PerBlockTest":
+        from xfuser_adacorr.model_executor.cache.calibration.files import load_fast_maps
+
+        if self.static_tokens and family.select_tokens is None:
+            raise ValueError(
+                f"static_tokens must be False for {type(model).__name__} (family "
+                f"{family.name!r}): its blocks need all tokens"
+            )
+        return PerBlockTest(
+            self.threshold_for(family),
+            family,
+            load_fast_maps(model, self.calibration),
+            self.static_tokens and self.correction is None,
+            self.motion_threshold,
+        )
 
 
 def packed_tests(sums: list[Tensor], threshold: float, max_sums: int) -> list[Tensor]:
@@ -59,8 +101,8 @@ class FastState:
     """A block of this call has been executed, so ``predicted`` holds no more."""
 
 
-class Fast(BaseMethod):
-    """Replace block l iff ``||H - H_ref|| / ||H_ref|| <= rel_l1_thresh`` on its input H.
+class PerBlockTest(StackMethod):
+    """Replace block l iff ``||H - H_ref|| / ||H_ref|| <= threshold`` on its input H.
 
     ``H_ref`` is the input of the block's own last execution. The stand-in is the fitted linear map
     ``h + W_l h + b_l`` if one was calibrated, else ``h + R_l`` with the block's last residual. All
@@ -77,17 +119,15 @@ class Fast(BaseMethod):
     """
 
     def __init__(
-        self, config: CacheConfig, family: ModelFamily, transformer: nn.Module, *, signal_only: bool
+        self,
+        threshold: float,
+        family: "ModelFamily",
+        maps: dict[str, Tensor],
+        static_tokens: bool,
+        motion_threshold: float,
     ) -> None:
-        super().__init__(config, family, transformer, signal_only=signal_only)
-        if config.static_tokens and family.select_tokens is None:
-            raise ValueError(
-                f"static_tokens must be False for {type(transformer).__name__} (family "
-                f"{family.name!r}): its blocks need all tokens"
-            )
-        self.static_tokens = config.static_tokens and not signal_only
-        self.motion_threshold = config.motion_threshold
-        self.maps = load_fast_maps(transformer, config.calibration)
+        self.threshold, self.family, self.maps = threshold, family, maps
+        self.static_tokens, self.motion_threshold = static_tokens, motion_threshold
 
     def new_state(self) -> FastState:
         return FastState()
@@ -112,7 +152,7 @@ class Fast(BaseMethod):
             out[name] = mapped
         return out
 
-    def probe(self, state: FastState, call: BlockCall) -> Signal:
+    def measure(self, state: FastState, call: BlockCall) -> Signal:
         stream = self.family.output_stream
         state.moving, state.executed, state.predicted = None, False, []
         if not state.inputs:
@@ -134,35 +174,43 @@ class Fast(BaseMethod):
             sums = packed_tests(sums, self.threshold, self.max_sums)
         return Signal(sums, local)
 
-    def verdict(self, state: FastState, sums: list[float], local: list[float]) -> Verdict:
+    def decide(self, state: FastState, step, read: Read) -> Decision:
+        sums, local = read.inside, read.local
         if self.max_sums is not None and not self.signal_only:
             change, run_blocks = unpacked_tests(sums, len(state.inputs), self.max_sums)
         else:
             changes = [root_ratio(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
-            change, run_blocks = max(changes), tuple(c > self.threshold for c in changes)
-        kept = max(int(local[0]), 1) if local else None
-        verdict = Verdict(not all(run_blocks) or bool(local), change, run_blocks, kept)
-        self.follow(state, verdict)
-        return verdict
+            change, run_blocks = max(changes), tuple(not c <= self.threshold for c in changes)
+        kept = max(int(local[0]), 1) if local and math.isfinite(change) else None
+        reuse = not all(run_blocks) or kept is not None
+        decision = Decision(
+            not reuse,
+            "reuse" if reuse else "base",
+            base_signal=change,
+            run_blocks=run_blocks,
+            kept_tokens=kept,
+        )
+        self.follow(state, decision)
+        return decision
 
-    def follow(self, state: FastState, verdict: Verdict) -> None:
-        if verdict.kept_tokens is not None:
-            state.moving = state.moving[: verdict.kept_tokens]
+    def follow(self, state: FastState, decision: Decision) -> None:
+        if decision.kept_tokens is not None:
+            state.moving = state.moving[: decision.kept_tokens]
 
-    def settle(self, state: FastState, verdict: Verdict | None, refreshed: bool) -> None:
-        if refreshed:
+    def after_call(self, state: FastState, step, decision: Decision) -> None:
+        if decision.compute:
             state.moving, state.predicted = None, []
 
-    def run_block(self, state: FastState, call: BlockCall, verdict: Verdict | None) -> Streams:
+    def run_block(self, state: FastState, call: BlockCall, decision: Decision) -> Streams:
         if call.is_first:
             state.stack_input = call.streams[self.family.output_stream]
-        execute = verdict is None or verdict.run_blocks[call.index]
+        execute = decision.compute or decision.run_blocks[call.index]
         if not execute and not state.executed and state.moving is None:
             out = state.predicted[call.index + 1]
         else:
             out = self._run_tokens(state, call, execute)
         if call.is_last:
-            out = self._finish(state, out, refreshed=verdict is None)
+            out = self._finish(state, out, refreshed=decision.compute)
         return out
 
     def _run_tokens(self, state: FastState, call: BlockCall, execute: bool) -> Streams:

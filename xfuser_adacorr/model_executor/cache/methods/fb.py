@@ -1,12 +1,24 @@
 """FBCache: the first block's residual tells whether the rest of the stack changed."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from xfuser_adacorr.core.signals import l1_sums, ratio
+from xfuser_adacorr.model_executor.cache.signals import l1_sums, ratio
 
-from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
+from .base import BlockCall, Decision, Read, Signal, StackMethod, Streams, reuse_or_base
+from .options import StackOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fb(StackOptions):
+    """Skip while the first block's residual changes by less than ``threshold``."""
+
+    label: ClassVar[str] = "Fb"
+
+    def stack_method(self, model, family) -> "FirstBlock":
+        return FirstBlock(self.threshold_for(family), family.output_stream)
 
 
 @dataclass(slots=True)
@@ -19,8 +31,8 @@ class FbState:
     after_first: Tensor | None = None
 
 
-class Fb(BaseMethod):
-    """Skip iff ``mean|r - r_ref| / mean|r_ref| < rel_l1_thresh`` with ``r = B0(h) - h``.
+class FirstBlock(StackMethod):
+    """Skip iff ``mean|r - r_ref| / mean|r_ref| < threshold`` with ``r = B0(h) - h``.
 
     ``r_ref`` is written on computed calls only. A hit returns ``B0(h) + R``, where R is the
     residual of the blocks after the first. No forced last call. Source: ParaAttention's first
@@ -29,34 +41,36 @@ class Fb(BaseMethod):
 
     forces_last = False
 
+    def __init__(self, threshold: float, stream: str) -> None:
+        self.threshold, self.stream = threshold, stream
+
     def new_state(self) -> FbState:
         return FbState()
 
-    def probe(self, state: FbState, call: BlockCall) -> Signal:
-        stream = self.family.output_stream
-        state.current = call.run()[stream] - call.streams[stream]
+    def measure(self, state: FbState, call: BlockCall) -> Signal:
+        state.current = call.run()[self.stream] - call.streams[self.stream]
         if state.reference is None:
             return Signal()
         return Signal(l1_sums(state.current, state.reference))
 
-    def verdict(self, state: FbState, sums: list[float], local: list[float]) -> Verdict:
-        change = ratio(*sums)
-        return Verdict(change < self.threshold, change)
+    def decide(self, state: FbState, step, read: Read) -> Decision:
+        change = ratio(*read.inside)
+        return reuse_or_base(change < self.threshold, change)
 
-    def settle(self, state: FbState, verdict: Verdict | None, refreshed: bool) -> None:
-        if refreshed:
+    def after_call(self, state: FbState, step, decision: Decision) -> None:
+        if decision.compute:
             state.reference = state.current
         state.current = None
 
-    def run_block(self, state: FbState, call: BlockCall, verdict: Verdict | None) -> Streams:
-        stream = self.family.output_stream
+    def run_block(self, state: FbState, call: BlockCall, decision: Decision) -> Streams:
+        stream = self.stream
         if call.is_first:
             out = call.run()
             state.after_first = out[stream]
-            return out
-        out = call.run() if verdict is None else call.streams
+        else:
+            out = call.run() if decision.compute else call.streams
         if call.is_last:
-            if verdict is not None:
+            if not decision.compute:
                 out = {**out, stream: state.after_first + state.residual}
             elif not self.signal_only:
                 state.residual = out[stream] - state.after_first

@@ -1,31 +1,76 @@
-"""Replay: the decisions of a saved trace, call by call, with the method that was traced."""
+"""Replay: the decisions of a saved trace, with the values of the method that was traced."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from xfuser_adacorr.config import CacheConfig
-from xfuser_adacorr.model_executor.cache.clock import Step
-from xfuser_adacorr.model_executor.cache.context import CallRecord, Trace
+from xfuser_adacorr.model_executor.cache.step import Step
+from xfuser_adacorr.model_executor.cache.trace import STEP_CONTEXT, CallRecord, Trace
 
-from .base import BaseMethod, BlockCall, Signal, Streams, Verdict
+from .base import BlockCall, Call, Decision, Read, Rule, Signal, StackMethod, Streams
+from .options import Method, check_count
 
 SIGMA_TOLERANCE = 1e-4
-"""Difference of noise levels up to which a call is taken to be the one traced."""
+"""Difference of noise levels up to which a step is taken to be the one traced."""
 
 
-def trace_of(config: CacheConfig) -> Trace | None:
-    """The trace that ``config`` replays, None for other methods.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay(Method):
+    """Take the decisions of a trace; values are those of the method that was traced.
 
-    Raises `TypeError` or `ValueError` for what is no trace that can be replayed, and
-    `FileNotFoundError`.
+    On the machine and with the inputs of the traced run the result is equal bit for bit. Nothing is
+    read or sent. Raises `ValueError` for a call that the trace does not have: another branch,
+    number of steps or noise level; `FileNotFoundError` for a file that is not there.
     """
-    if config.use_cache != "Replay":
-        return None
-    trace = config.trace
-    if isinstance(trace, str):
-        trace = Trace.load(trace)
-    elif isinstance(trace, dict):
-        trace = Trace.from_dict(trace)
+
+    label: ClassVar[str] = "Replay"
+
+    trace: Any
+    """The `Trace` whose decisions are taken, or the path of a saved one."""
+    num_steps: int | None = None
+    """Sampling steps of a bare model, in place of the traced number."""
+    traced: Method | None = field(default=None, repr=False)
+    """The method that was traced; found in the trace."""
+
+    def __post_init__(self) -> None:
+        check_count("num_steps", self.num_steps, least=1, optional=True)
+        trace = self.trace
+        if isinstance(trace, (str, Path)):
+            trace = Trace.load(trace)
+        elif isinstance(trace, dict):
+            trace = Trace.from_dict(trace)
+        check_replayable(trace)
+        object.__setattr__(self, "trace", trace)
+        object.__setattr__(self, "traced", traced_method(trace, self.num_steps))
+
+    @property
+    def needs_blocks(self) -> bool:
+        return self.traced.needs_blocks and not self.traced.answers_steps
+
+    @property
+    def answers_steps(self) -> bool:
+        return self.traced.answers_steps
+
+    @property
+    def needs_steps(self) -> bool:
+        return self.traced.needs_steps
+
+    def make_rule(self, places, inside) -> "Recorded":
+        return Recorded(self.trace)
+
+    def make_stack(self, model, family) -> "RecordedStack":
+        return RecordedStack(self.traced.make_stack(model, family), self.trace)
+
+    def make_forecast(self, scope):
+        return self.traced.make_forecast(scope)
+
+    def make_repair(self, stepper):
+        return self.traced.make_repair(stepper)
+
+
+def check_replayable(trace: Any) -> None:
+    """Raise `TypeError` or `ValueError` for what is no trace that can be replayed."""
     if not isinstance(trace, Trace):
         raise TypeError(f"trace must be a Trace or the path of a saved one, got {trace!r}")
     if trace.config is None:
@@ -36,87 +81,111 @@ def trace_of(config: CacheConfig) -> Trace | None:
     if not trace.calls:
         raise ValueError("trace: it has no calls")
     if any(call.sample is not None for call in trace.calls):
+        raise ValueError("trace: its samples were decided one by one, which cannot be replayed")
+
+
+def traced_method(trace: Trace, num_steps: int | None = None) -> Method:
+    """The method that ``trace`` was made with; ``num_steps`` replaces the recorded number."""
+    from xfuser_adacorr.config import from_flat
+
+    method = from_flat(trace.config)
+    return method if num_steps is None else replace(method, num_steps=num_steps)
+
+
+def by_step(calls: Iterable[CallRecord]) -> dict[int, CallRecord]:
+    """Step index -> its record; of several branches one that was refreshed."""
+    steps: dict[int, CallRecord] = {}
+    for call in calls:
+        if call.step_index not in steps or call.refreshed:
+            steps[call.step_index] = call
+    return steps
+
+
+def checked_record(records: dict[int, CallRecord], branch: str, step: Step) -> CallRecord:
+    """The record of ``step``; `ValueError` if the trace has none at its noise level."""
+    record = records.get(step.index)
+    if record is None:
         raise ValueError(
-            "trace: its samples were decided one by one (per_sample), which cannot be replayed"
+            f"trace: branch {branch!r} has no call at step {step.index}; it has "
+            f"{len(records)} calls, at steps {min(records)} to {max(records)}"
         )
-    return trace
+    if abs(record.sigma - step.sigma) > SIGMA_TOLERANCE:
+        raise ValueError(
+            f"trace: step {step.index} was at sigma {record.sigma:.6g}, this run's is at "
+            f"{step.sigma:.6g}: another number of steps, picture size or sampler"
+        )
+    return record
 
 
-def recorded_config(trace: Trace, num_steps: int | None = None) -> CacheConfig:
-    """The options that ``trace`` was made with; ``num_steps`` replaces the recorded number."""
-    recorded = CacheConfig.from_dict(trace.config)
-    return replace(recorded, num_steps=num_steps or recorded.num_steps)
+def decision_of(record: CallRecord) -> Decision:
+    """The decision that a record tells of."""
+    return Decision(
+        record.refreshed,
+        record.reason,
+        base_signal=record.base_signal,
+        run_blocks=record.run_blocks,
+        kept_tokens=record.kept_tokens,
+    )
+
+
+class Recorded(Rule):
+    """The recorded decisions of the steps."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._steps = by_step(trace.calls)
+
+    def decide(self, call: Call, read: Read) -> Decision:
+        return decision_of(checked_record(self._steps, STEP_CONTEXT, call.step))
 
 
 @dataclass(slots=True)
-class ReplayState:
+class RecordedState:
     inner: Any
     """State of the method that was traced."""
-    branch: str
-    calls: dict[int, CallRecord]
-    """Step index -> the call as it was traced."""
-    current: CallRecord | None = None
+    branch: str = ""
+    record: CallRecord | None = None
 
 
-class Replay(BaseMethod):
-    """Take the decisions of a trace; values are those of the method that was traced.
+class RecordedStack(StackMethod):
+    """The recorded decisions of the calls of each branch."""
 
-    On the machine and with the inputs of the traced run the result is equal bit for bit. Nothing is
-    read or sent. Raises `ValueError` for a call that the trace does not have: another branch,
-    number of steps or noise level.
-    """
-
-    decides_alone = True
     forces_last = False
 
-    def __init__(self, inner: BaseMethod, trace: Trace) -> None:
-        self.family = inner.family
-        self.signal_only = inner.signal_only
+    def __init__(self, inner: StackMethod, trace: Trace) -> None:
         self.inner = inner
-        self.calls: dict[str, dict[int, CallRecord]] = {}
+        self._branches: dict[str, dict[int, CallRecord]] = {}
         for call in trace.calls:
-            self.calls.setdefault(call.context, {})[call.step_index] = call
+            self._branches.setdefault(call.context, {})[call.step_index] = call
 
-    def new_state(self) -> ReplayState:
-        raise RuntimeError("a replay's state belongs to a branch")
+    def begin_run(self, places) -> None:
+        self.inner.begin_run(places)
 
-    def new_branch_state(self, branch: str) -> ReplayState:
-        if branch not in self.calls:
-            raise ValueError(
-                f"trace: it has no branch {branch!r}, but {', '.join(map(repr, self.calls))}"
-            )
-        return ReplayState(self.inner.new_branch_state(branch), branch, self.calls[branch])
+    def new_state(self) -> RecordedState:
+        return RecordedState(self.inner.new_state())
 
-    def begin_generation(self, clock: Any) -> None:
-        self.inner.begin_generation(clock)
-
-    def begin_call(self, state: ReplayState, step: Step) -> None:
-        call = state.calls.get(step.index)
-        if call is None:
-            raise ValueError(
-                f"trace: branch {state.branch!r} has no call at step {step.index}; it has "
-                f"{len(state.calls)} calls, at steps {min(state.calls)} to {max(state.calls)}"
-            )
-        if abs(call.sigma - step.sigma) > SIGMA_TOLERANCE:
-            raise ValueError(
-                f"trace: step {step.index} was at sigma {call.sigma:.6g}, this run's is at "
-                f"{step.sigma:.6g}: another number of steps, picture size or sampler"
-            )
-        self.inner.begin_call(state.inner, step)
-        state.current = call
-
-    def probe(self, state: ReplayState, call: BlockCall) -> Signal:
-        self.inner.probe(state.inner, call)  # keeps what its values are made from
+    def measure(self, state: RecordedState, call: BlockCall) -> Signal:
+        self.inner.measure(state.inner, call)  # keeps what its values are made from
         return Signal()
 
-    def verdict(self, state: ReplayState, sums: list[float], local: list[float]) -> Verdict:
-        past = state.current
-        verdict = Verdict(not past.refreshed, past.base_signal, past.run_blocks, past.kept_tokens)
-        self.inner.follow(state.inner, verdict)
-        return verdict
+    def named(self, state: RecordedState, branch: str) -> None:
+        state.branch = branch
 
-    def settle(self, state: ReplayState, verdict: Verdict | None, refreshed: bool) -> None:
-        self.inner.settle(state.inner, verdict, refreshed)
+    def decide(self, state: RecordedState, step: Step, read: Read) -> Decision:
+        records = self._branches.get(state.branch)
+        if records is None:
+            raise ValueError(
+                f"trace: it has no branch {state.branch!r}, but "
+                f"{', '.join(map(repr, self._branches))}"
+            )
+        decision = decision_of(checked_record(records, state.branch, step))
+        self.inner.follow(state.inner, decision)
+        return decision
 
-    def run_block(self, state: ReplayState, call: BlockCall, verdict: Verdict | None) -> Streams:
-        return self.inner.run_block(state.inner, call, verdict)
+    def noted(self, state: RecordedState, record: CallRecord) -> None:
+        self.inner.noted(state.inner, record)
+
+    def after_call(self, state: RecordedState, step: Step, decision: Decision) -> None:
+        self.inner.after_call(state.inner, step, decision)
+
+    def run_block(self, state: RecordedState, call: BlockCall, decision: Decision) -> Streams:
+        return self.inner.run_block(state.inner, call, decision)

@@ -7,24 +7,24 @@ decides block by block, which each stage can do for itself.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xfuser_adacorr.core.distributed import RankMismatchError
-from xfuser_adacorr.model_executor.cache.clock import SchedulerClock, Step
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import ModelFamily
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import ModelFamily
 from xfuser_adacorr.model_executor.cache.methods.base import (
-    BaseMethod,
     BlockCall,
+    Decision,
     Signal,
+    StackMethod,
     Streams,
-    Verdict,
 )
-from xfuser_adacorr.model_executor.cache.methods.tea import Tea, TeaState
+from xfuser_adacorr.model_executor.cache.methods.residual import StackResidual
+from xfuser_adacorr.model_executor.cache.ranks import RankMismatchError
+from xfuser_adacorr.model_executor.cache.step import Step
 
 from .outbox import outbox_of
 
@@ -85,12 +85,12 @@ class PipelineStage:
 
     # -- decisions -------------------------------------------------------------------------------
 
-    def pass_on(self, verdict: Verdict | None) -> None:
-        """Send what was decided to the next stage, if there is one; None is a refresh."""
+    def pass_on(self, decision: Decision) -> None:
+        """Send what was decided to the next stage, if there is one."""
         if self.is_first:
             self.ticket = next(_tickets)
-        signal = math.nan if verdict is None or verdict.signal is None else verdict.signal
-        self._tell(REFRESH if verdict is None else REUSE, signal)
+        signal = math.nan if decision.base_signal is None else decision.base_signal
+        self._tell(REFRESH if decision.compute else REUSE, signal)
 
     def pass_on_failure(self, message: str, streams: Streams, family: ModelFamily) -> None:
         """Have all later stages raise `RankMismatchError` too; ``streams`` are of a block here.
@@ -105,7 +105,7 @@ class PipelineStage:
         others = [x for name, x in streams.items() if name != family.output_stream]
         self._send_activations(streams[family.output_stream], others)
 
-    def receive(self) -> Verdict | None:
+    def receive(self) -> Decision:
         """What the stage before this one was told, or decided."""
         ticket, outcome, signal = self._receive(torch.empty(3, dtype=torch.float64)).tolist()
         self.ticket = int(ticket)
@@ -113,7 +113,8 @@ class PipelineStage:
             text = self._receive(torch.empty(int(signal), dtype=torch.uint8))
             raise RankMismatchError(bytes(text.tolist()).decode())
         known = None if math.isnan(signal) else signal
-        return Verdict(True, known) if outcome == REUSE else None
+        reuse = outcome == REUSE
+        return Decision(not reuse, "reuse" if reuse else "stage", base_signal=known)
 
     # -- found offsets ---------------------------------------------------------------------------
 
@@ -163,38 +164,19 @@ def _runtime_state() -> Any:
     return get_runtime_state()
 
 
-class Follower(BaseMethod):
+class Followed(StackMethod):
     """Reuses a later stage's blocks when the first stage says so: ``h + R`` of this stage."""
 
-    def __init__(self, method: BaseMethod) -> None:
-        self.family = method.family
-        self.signal_only = method.signal_only
+    forces_last = False
 
-    def new_state(self) -> TeaState:
-        return TeaState()
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
 
-    def probe(self, state: TeaState, call: BlockCall) -> Signal:
+    def new_state(self) -> StackResidual:
+        return StackResidual()
+
+    def measure(self, state: StackResidual, call: BlockCall) -> Signal:
         return Signal()
 
-    def verdict(self, state: TeaState, sums: list[float], local: list[float]) -> Verdict:
-        raise RuntimeError("a later stage does not decide")
-
-    def settle(self, state: TeaState, verdict: Verdict | None, refreshed: bool) -> None:
-        pass
-
-    def run_block(self, state: TeaState, call: BlockCall, verdict: Verdict | None) -> Streams:
-        return Tea.run_block(self, state, call, verdict)
-
-
-class StageClock(SchedulerClock):
-    """Counts the calls about each part of the latents: only the last stage steps its scheduler."""
-
-    needs_timestep = False
-    knows_latents = False
-
-    def __init__(self, get_stepper: Callable[[], Any], stage: PipelineStage) -> None:
-        super().__init__(get_stepper)
-        self._stage = stage
-
-    def locate(self, calls: int, timestep: float | None, last: Step | None) -> Step:
-        return self._at(self._stage.first_step if last is None else last.index + 1)
+    def run_block(self, state: StackResidual, call: BlockCall, decision: Decision) -> Streams:
+        return state.run_block(call, decision, self.stream, keep=not self.signal_only)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfuser_adacorr.config import TARGETS, CacheConfig
-from xfuser_adacorr.core.distributed import DecisionScope
+from xfuser_adacorr.model_executor.cache.methods.options import Literal, Method, compute_target
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
 from xfuser_adacorr.models.sequence_parallel import SequenceParallel
 
 from .pipefusion import PIPEFUSION_METHODS, PipelineStage
@@ -52,12 +52,6 @@ def find_scope(transformer: nn.Module, *, check_ranks: bool = False) -> Decision
     )
 
 
-def _splits_branches() -> bool:
-    """Whether xfuser gives the branches of guidance to different ranks."""
-    state = _parallel_state()
-    return state is not None and state.get_cfg_group().world_size > 1
-
-
 def _sample_group(state: Any) -> Any:
     """Ranks of one replica and one pipeline stage; None if that is this rank alone."""
     if state.get_pp_group().world_size == 1:
@@ -88,32 +82,29 @@ def find_stage(transformer: nn.Module) -> PipelineStage | None:
     return PipelineStage(pipeline) if pipeline.world_size > 1 else None
 
 
-def check_config(config: CacheConfig, scope: DecisionScope, stage: PipelineStage | None) -> None:
+def check_method(method: Method, scope: DecisionScope, stage: PipelineStage | None) -> None:
     """Raise `ValueError` for what cannot be decided alike on all ranks."""
-    if scope.is_parallel and config.static_tokens:
+    if scope.is_parallel and getattr(method, "static_tokens", False):
         raise ValueError(
             "static_tokens must be False where ranks share a sample: they would keep different "
             "numbers of tokens"
         )
-    literal = config.enable_adacorrection and config.adacorr_mode == "literal"
-    if (scope.is_parallel or stage is not None) and literal:
+    correction = getattr(method, "correction", None)
+    if (scope.is_parallel or stage is not None) and isinstance(correction, Literal):
         raise ValueError(
             "adacorr_mode must be 'adaptive' where ranks share a sample: the literal blend weighs "
             "each rank's own tokens"
         )
-    if stage is not None and config.use_cache not in PIPEFUSION_METHODS:
+    if stage is None:
+        return
+    if method.label not in PIPEFUSION_METHODS:
         raise ValueError(
             f"under PipeFusion the cache must be one of {', '.join(PIPEFUSION_METHODS)}, with or "
-            f"without AdaCorrection, since the first stage decides; got {config.name}"
+            f"without AdaCorrection, since the first stage decides; got {method.name}"
         )
-    if config.per_sample and (stage is not None or scope.latents_are_split or _splits_branches()):
+    options = correction or method
+    if hasattr(options, "target_compute") and compute_target(options) is not None:
         raise ValueError(
-            "per_sample must be False where ranks hold parts of the latents, guidance's branches "
-            "or a pipeline's stages: a smaller batch cannot be split alike"
-        )
-    targets = [name for name in TARGETS if getattr(config, name) is not None]
-    if stage is not None and targets:
-        raise ValueError(
-            f"{targets[0]} must be None under PipeFusion: each patch has a history of its own, and "
-            "none of them knows the whole run's budget; give adacorr_tolerance"
+            "target_compute must be None under PipeFusion: each patch has a history of its own, "
+            "and none of them knows the whole run's budget; give a tolerance"
         )

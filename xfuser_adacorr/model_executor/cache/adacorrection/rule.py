@@ -1,0 +1,162 @@
+"""Offset estimation: how far the forecast has probably drifted, and whether that calls for a refresh.
+
+The drift of the latents since the last refresh, times the forecast's error per unit of drift that
+the last refresh found, is the error to expect. Added up over the skipped steps it is compared with
+a tolerance. ``..reference`` has the same on one page.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from xfuser_adacorr.model_executor.cache.methods.base import Call, Decision, Read, Rule, Signal
+from xfuser_adacorr.model_executor.cache.signals import (
+    l2_sums,
+    latent_tokens,
+    ratio,
+    root_ratio,
+    token_std_sum,
+)
+from xfuser_adacorr.model_executor.cache.step import Step
+from xfuser_adacorr.model_executor.cache.trace import CallRecord
+
+from .budget import Budget
+
+FIRST_DRIFT_LIMIT = 0.5
+"""In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
+offset yet."""
+GAP_GROWTH = 1.5
+"""How many times as long as the last gap between refreshes the next one may be: what was found in a
+short gap tells little of a much longer one."""
+LAST_SHARE = 1 / 3
+"""Of the tolerance, up to which the last step is spared: nothing mends what it misses."""
+FORCED_WHERE_GUESSED = 2
+"""Last calls that are computed where the number of calls left is only guessed: it may be off by
+one."""
+
+
+class ErrorRule(Rule):
+    """Compute where ``w = clip(gamma * S, 0, 1)`` is 1.
+
+    ``S = E / tolerance + lambda * spatial``; E adds up ``kappa * drift * step_gain * ||v|| /
+    ||x||`` over the skipped steps, with ``drift = ||x - x0|| / ||x0||`` against the latents of the
+    last refresh, ``kappa = (||v - forecast|| / ||v||) / drift`` as the last refresh found it, and
+    ``spatial = |s - s0| / s0``, s the mean over tokens of the deviation over channels. Before an
+    offset is known E / tolerance is ``max(drift, |t - t0|) / (0.5 sqrt(tolerance))``. A ``budget``
+    sets the tolerance from step to step.
+    """
+
+    def __init__(
+        self, gamma: float, lambda_: float, tolerance: float, budget: Budget | None = None
+    ) -> None:
+        self.gamma, self.lambda_, self.tolerance, self.budget = gamma, lambda_, tolerance, budget
+        self.reference: Tensor | None = None
+        """Latents of the last refresh, float32, as tokens; ``spatial``: their deviations' sum."""
+        self.spatial: Tensor | None = None
+        self.refreshed: Step | None = None
+        self.gap: int | None = None
+        """Steps from the refresh before to the last one."""
+        self.kappa: float | None = None
+        self.speed = 0.0
+        """``||v|| / ||x||`` at the last refresh."""
+        self.error = 0.0
+        """E so far."""
+        self._found: list[Tensor] = []
+        """What the last refresh found, to be read with the next decision."""
+        self._found_at: tuple[CallRecord | None, float | None, int | None] = (None, None, None)
+        """Its record, the drift there, and the index of the refresh before if it had a line."""
+
+    def measure(self, call: Call) -> Signal:
+        if self.reference is None:
+            return Signal()
+        latents = latent_tokens(call.latents)
+        drift = [*l2_sums(latents, self.reference), token_std_sum(latents), self.spatial]
+        return Signal(outside=[*drift, *self._found])
+
+    def decide(self, call: Call, read: Read) -> Decision:
+        step = call.step
+        if self.reference is None:
+            return Decision(True, "first")
+        difference, reference, std, std0, *found = read.outside
+        if found:
+            self._learn(found)
+        drift, spatial = root_ratio(difference, reference), ratio(abs(std - std0), std0)
+        kappa, tolerance = self.kappa, self.tolerance
+        if kappa is None and self.budget is not None:
+            kappa = self.budget.prior_kappa(self.speed)
+        if kappa is None:
+            expected, error = None, 0.0
+            moved = max(drift, abs(step.coordinate - self.refreshed.coordinate))
+            share = moved / (FIRST_DRIFT_LIMIT * math.sqrt(tolerance))
+        else:
+            expected = kappa * drift
+            error = self.error + expected * step.step_gain * self.speed
+            if self.budget is not None:
+                tolerance = self.budget.tolerance(step, self.refreshed, self.kappa, self.speed)
+            share = ratio(error, tolerance)
+        score = share + self.lambda_ * spatial
+        if self.gap and step.index - self.refreshed.index >= GAP_GROWTH * self.gap:
+            score = max(score, 1.0)
+        weight = min(max(self.gamma * score, 0.0), 1.0)
+        why = "offset" if weight >= 1.0 else "reuse"
+        if step.remaining <= self._forced_last(step, expected, error, tolerance):
+            why = "last"
+        measures = {
+            "temporal": drift,
+            "spatial": spatial,
+            "expected_offset": expected,
+            "expected_error": error,
+            "tolerance": tolerance,
+        }
+        return Decision(why != "reuse", why, weight=weight, **measures)
+
+    def _forced_last(
+        self, step: Step, expected: float | None, error: float, tolerance: float
+    ) -> int:
+        """How many of the last steps are computed, whatever their weight.
+
+        A refresh in the last step mends one step only, and the gap before it is never repaired:
+        where little is expected to be missed, or a budget is held, one earlier is worth more.
+        """
+        if not step.exact:
+            return FORCED_WHERE_GUESSED
+        if self.budget is not None:
+            return 0
+        return int(expected is None or error > LAST_SHARE * tolerance)
+
+    def after_call(self, call: Call, decision: Decision) -> None:
+        if not decision.compute and decision.expected_error is not None:
+            self.error = decision.expected_error
+
+    def computed(
+        self, call: Call, decision: Decision, missed: list[Tensor], record: CallRecord
+    ) -> None:
+        """Measure drift from these latents on; ``missed`` (`Forecast.missed`) is read later."""
+        step, last = call.step, self.refreshed
+        self.gap = None if last is None else step.index - last.index
+        self._found_at = (record, decision.temporal, None if last is None else last.index)
+        self.reference = latent_tokens(call.latents.detach()).to(torch.float32, copy=True)
+        self.spatial = token_std_sum(self.reference)
+        self.refreshed, self.error = step, 0.0
+        self.found(missed)
+
+    def found(self, missed: list[Tensor]) -> None:
+        self._found = [*missed, self.reference.square().sum()] if missed else []
+
+    def _learn(self, found: list[float]) -> None:
+        """Take in what the last refresh found."""
+        error, velocity, latents = found
+        record, drift, since = self._found_at
+        self.speed = root_ratio(velocity, latents)
+        if not math.isnan(error):
+            offset = root_ratio(error, velocity)
+            record.found_offset = offset
+            if drift:
+                self.kappa = offset / drift
+                if self.budget is not None and since is not None:
+                    self.budget.found(self.refreshed, since, self.kappa, self.speed)
+        self._found = []
+
+    def tensors(self) -> list[Tensor]:
+        return [] if self.reference is None else [self.reference, self.spatial, *self._found]

@@ -1,0 +1,1 @@
+"""What a model can be calibrated with: recorded, fitted, stored beside its weights."""

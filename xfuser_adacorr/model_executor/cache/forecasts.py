@@ -1,0 +1,120 @@
+"""Forecasts: what stands in for an output that is not computed."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .step import Step
+
+DAMPING_MEMORY = 0.5
+"""What earlier refreshes count at each further one, in the damping of the line."""
+
+LineWeights = tuple[Tensor | float, Tensor | float]
+"""``(a0, a1)`` of ``a0 * V0 + a1 * V1``."""
+
+
+class Forecast(Protocol):
+    """Learns the computed outputs one after the other, and continues them.
+
+    ``v0`` is the last computed output at coordinate ``t0`` (`Step.coordinate`), ``v1`` at ``t1``
+    the one before; both None until there is one. All outputs are flow matching's velocity, float32.
+    """
+
+    v0: Tensor | None
+    v1: Tensor | None
+    t0: float
+    t1: float
+
+    def weights(self, step: Step) -> LineWeights:
+        """Weights of ``v0`` and ``v1`` in the forecast at ``step``."""
+
+    def __call__(self, step: Step) -> Tensor:
+        """The forecast at ``step``, a tensor of its own."""
+
+    def missed(self, step: Step, fresh: Tensor) -> list[Tensor]:
+        """``[||fresh - forecast||^2, ||fresh||^2]`` (scalars; the first NaN without a forecast)."""
+
+    def update(self, step: Step, fresh: Tensor) -> None:
+        """``fresh`` was computed at ``step``."""
+
+
+class LastValue:
+    """The last computed output, whatever came before (order 0)."""
+
+    def __init__(self) -> None:
+        self.v0: Tensor | None = None
+        self.v1: Tensor | None = None
+        self.t0 = self.t1 = 0.0
+        self.view: Callable[[Tensor], Tensor] = lambda output: output
+        """The part of an output that the sampler follows; the rest is a learned variance."""
+
+    def weights(self, step: Step) -> LineWeights:
+        return 1.0, 0.0
+
+    def __call__(self, step: Step) -> Tensor:
+        a0, a1 = self.weights(step)
+        return self.v0.clone() if self.v1 is None else a0 * self.v0 + a1 * self.v1
+
+    def missed(self, step: Step, fresh: Tensor) -> list[Tensor]:
+        error = torch.full((), torch.nan, device=fresh.device)
+        if self.v1 is not None or (self.v0 is not None and self.t0 != step.coordinate):
+            error = self.view(fresh - self(step)).square().sum()
+        return [error, self.view(fresh).square().sum()]
+
+    def update(self, step: Step, fresh: Tensor) -> None:
+        if self.v0 is not None and self.t0 != step.coordinate:
+            self.v1, self.t1 = self.v0, self.t0
+        self.v0, self.t0 = fresh, step.coordinate
+
+
+class Line(LastValue):
+    """The line through the last two computed outputs (order 1)."""
+
+    slope_kept: Tensor | float = 1.0
+    """Share of the line's slope that is used, in [0, 1]."""
+
+    def weights(self, step: Step) -> LineWeights:
+        if self.v1 is None:
+            return 1.0, 0.0
+        r = self.slope_kept * ((step.coordinate - self.t0) / (self.t0 - self.t1))
+        return 1.0 + r, -r
+
+
+class DampedLine(Line):
+    """A line whose slope is damped by how far earlier ones held, on the device: nothing is read.
+
+    ``summed`` adds a vector of sums up over the ranks that hold parts of the output.
+    """
+
+    def __init__(self, summed=lambda sums: sums) -> None:
+        super().__init__()
+        self._summed = summed
+
+    def update(self, step: Step, fresh: Tensor) -> None:
+        if self.v1 is not None and self.t0 != step.coordinate:
+            r = (step.coordinate - self.t0) / (self.t0 - self.t1)
+            predicted = r * self.view(self.v0 - self.v1)
+            happened = self.view(fresh - self.v0)
+            sums = self._summed(
+                torch.stack([(happened * predicted).sum(), predicted.square().sum()])
+            )
+            self.slope_kept = updated_damping(self.slope_kept, sums)
+        super().update(step, fresh)
+
+
+def updated_damping(damping: Tensor | float, sums: Tensor) -> Tensor:
+    """The damping after a refresh, a scalar in [0, 1] on the device of ``sums``.
+
+    ``sums`` is ``[<happened, predicted>, ||predicted||^2]``: the change since the refresh before,
+    as it was and as the undamped line had it. The quotient of the two is 1 where the line was
+    right, 1/2 where it was as wrong as the last value, and below where it was worse: from 1/2 on
+    the line counts in full, below in proportion, averaged with earlier refreshes.
+    """
+    share = (2.0 * sums[0] / sums[1]).clamp(0.0, 1.0)
+    share = torch.where(sums[1] > 0.0, share, 1.0)
+    return DAMPING_MEMORY * damping + (1.0 - DAMPING_MEMORY) * share
+
+
+FORECASTS = {"last": LastValue, "line": Line, "damped line": DampedLine}

@@ -1,0 +1,139 @@
+"""Which processes a decision belongs to, and the single place where it reaches the host."""
+
+import math
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, all_gather, all_reduce, get_world_size
+
+MAX_REDUCED_SUMS = 16
+"""Float32 sums that one decision may add up over ranks: a message of 64 bytes."""
+RANK_TOLERANCE = 1e-3
+"""Relative difference up to which ranks are taken to have measured the same."""
+
+
+class RankMismatchError(RuntimeError):
+    """Ranks that must take the same decision did not; raised on all of them alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionScope:
+    """The ranks that have to take the same decision.
+
+    Ranks that hold different tokens, or different branches, of one sample must agree before a block
+    is skipped, or their collectives hang. What a rank measures inside the stack covers its own
+    tokens, so such sums are added up over ``group`` before anything is divided. The latents and the
+    output are usually whole on every rank, since transformers split inside their forward: what is
+    measured on them needs no communication. Data-parallel replicas share nothing.
+    """
+
+    group: ProcessGroup | None = None
+    """Ranks that share a sample; None if this process sees all of it."""
+    latents_are_split: bool = False
+    """Whether each rank is given, and returns, its own part of the latents."""
+    check_ranks: bool = False
+    """Compare the decisions of all ranks in every call (one more message of 48 bytes)."""
+
+    def __post_init__(self) -> None:
+        if self.group is not None and not isinstance(self.group, ProcessGroup):
+            raise TypeError(
+                f"group must be a torch.distributed ProcessGroup or None, got {self.group!r}"
+            )
+
+    @property
+    def is_parallel(self) -> bool:
+        return self.group is not None
+
+    def read(self, sums: Sequence[Tensor], replicated: Sequence[Tensor] = ()) -> list[float]:
+        """Return all scalars as floats: one reduction (of ``sums``) and one host synchronisation.
+
+        ``replicated`` scalars (a timestep) are equal on every rank and not reduced.
+        """
+        if not sums and not replicated:
+            return []
+        if self.group is not None and len(sums) > MAX_REDUCED_SUMS:
+            raise ValueError(
+                f"a decision may reduce at most {MAX_REDUCED_SUMS} sums over ranks, got {len(sums)}"
+            )
+        device = (sums[0] if sums else replicated[0]).device
+        vector = torch.stack([s.detach().to(device, torch.float32) for s in (*sums, *replicated)])
+        if self.group is not None and sums:
+            all_reduce(vector[: len(sums)], group=self.group)
+        return vector.tolist()
+
+    def read_groups(
+        self, groups: Mapping[str, Sequence[Tensor]], reduced: Collection[str]
+    ) -> dict[str, list[float]]:
+        """`read` of named groups of scalars; those named in ``reduced`` are summed over ranks."""
+        order = sorted(groups, key=lambda name: name not in reduced)
+        sums = [x for name in order if name in reduced for x in groups[name]]
+        replicated = [x for name in order if name not in reduced for x in groups[name]]
+        values = iter(self.read(sums, replicated))
+        return {name: [next(values) for _ in groups[name]] for name in order}
+
+    def summed(self, sums: Tensor) -> Tensor:
+        """Add up, over the ranks that hold parts of the output, a vector that stays on the device.
+
+        The vector itself where every rank has the whole output.
+        """
+        if self.group is not None and self.latents_are_split:
+            all_reduce(sums, group=self.group)
+        return sums
+
+    def check(
+        self,
+        step: int,
+        refreshed: bool,
+        digest: int,
+        signals: Sequence[float | None],
+        device: torch.device,
+    ) -> None:
+        """Raise `RankMismatchError` on every rank if one decided or measured differently.
+
+        ``digest`` stands for all of the decision, ``signals`` (3 at most) for what it was taken
+        from. Nothing is done unless ``check_ranks``.
+        """
+        if not self.check_ranks or self.group is None:
+            return
+        numbers = [math.nan if value is None else value for value in signals]
+        row = torch.tensor([step, refreshed, digest, *numbers], dtype=torch.float64, device=device)
+        rows = [torch.empty_like(row) for _ in range(get_world_size(self.group))]
+        all_gather(rows, row, group=self.group)
+        table = torch.stack(rows).cpu()
+        same = torch.isclose(table, table[:1], rtol=RANK_TOLERANCE, atol=0.0, equal_nan=True)
+        same[:, :3] = table[:, :3] == table[:1, :3]
+        if not same.all():
+            raise RankMismatchError(
+                "ranks that share a sample decided or measured differently; "
+                + "; ".join(_describe(rank, row) for rank, row in enumerate(table.tolist()))
+            )
+
+
+def check_decision(scope: DecisionScope, record: Any, device: torch.device) -> None:
+    """Raise on all ranks if one decided differently, before anything can hang.
+
+    ``record`` (`CallRecord`) is of the decision.
+    """
+    if not scope.check_ranks:
+        return
+    decision = (record.step_index, record.reason, record.run_blocks)
+    scope.check(
+        record.step_index,
+        record.refreshed,
+        zlib.crc32(repr(decision).encode()),
+        (record.base_signal, record.weight, record.temporal),
+        device,
+    )
+
+
+def _describe(rank: int, row: list[float]) -> str:
+    step, refreshed, _, *signals = row
+    measured = ", ".join(f"{value:.6g}" for value in signals if not math.isnan(value))
+    return (
+        f"rank {rank} of the group: step {step:.0f}, {'refresh' if refreshed else 'reuse'}"
+        f" ({measured or 'nothing measured'})"
+    )

@@ -1,0 +1,331 @@
+"""All state of one run, and when a run begins, goes on, and ends."""
+
+import inspect
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .engine import Lane
+from .intercept import InterceptedModel, intercept, intercept_step, is_intercepted, release
+from .methods.base import Call, Decision, StackRule
+from .schedulers import Places, check_scheduler, read_places, unwrapped
+from .step import Step
+from .trace import CacheSummary, CallRecord, Trace, summary_of, tensor_bytes
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str, int]
+"""A denoiser call within a step: component, cache context, how many such calls came before."""
+
+
+class Inputs:
+    """What a denoiser was called with, as far as it tells whether an earlier answer fits."""
+
+    def __init__(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        self.layout = (spec, tuple(_layout(leaf) for leaf in leaves))
+        self._identities = [_identity(leaf) for leaf in leaves]
+        self._constant: list[bool] | None = None
+        """Of each leaf, whether it has been the same object so far; None after one call."""
+
+    def follows(self, before: "Inputs") -> bool:
+        """Whether all that stayed the same so far still does; learns from ``before``."""
+        if self.layout != before.layout:
+            return False
+        pairs = zip(before._identities, self._identities, strict=True)
+        same = [_same(a, b) for a, b in pairs]
+        if before._constant is None:
+            self._constant = same
+            return True
+        changed = any(was and not now for was, now in zip(before._constant, same, strict=True))
+        self._constant = same if changed else before._constant
+        return not changed
+
+
+def _layout(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device
+    return leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf)
+
+
+def _identity(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return weakref.ref(leaf)
+    return leaf if isinstance(leaf, (int, float)) else type(leaf)
+
+
+def _same(before: Any, now: Any) -> bool:
+    if isinstance(before, weakref.ref):
+        return isinstance(now, weakref.ref) and before() is not None and before() is now()
+    return before == now
+
+
+@dataclass(slots=True)
+class Slot:
+    """A denoiser call of a step, as last made and as last computed."""
+
+    output: Any
+    """What the last computed call returned."""
+    inputs: Inputs
+
+
+@dataclass(slots=True)
+class Track:
+    """One sampler of a run: where it stands, and what its steps are cached with."""
+
+    stepper: Any
+    timesteps: Tensor
+    """The run's: another object is another run."""
+    places: Places
+    lane: Lane | None = None
+    last: int | None = None
+    """Which of ``places.steps`` was taken last."""
+    returned: Tensor | None = None
+    """Latents that the last step returned."""
+
+    def place(self, timestep: Any) -> int | None:
+        """Which of the run's steps the sampler takes now; None beyond them."""
+        scheduler = unwrapped(self.stepper)
+        place = getattr(scheduler, "step_index", None)
+        if place is None and self.last is not None:
+            place = self.last + 1
+        if place is None:
+            place = getattr(scheduler, "begin_index", None)
+        if place is None:  # read once a run
+            place = self.places.nearest(float(torch.as_tensor(timestep).flatten()[0]))
+        return place if 0 <= place < len(self.places.steps) else None
+
+    @property
+    def next_step(self) -> Step | None:
+        """The step to come; of a run that has not begun as far as the scheduler knows it."""
+        place = getattr(unwrapped(self.stepper), "begin_index", None) or 0
+        if self.last is not None:
+            place = self.last + 1
+        return self.places.steps[place] if place < len(self.places.steps) else None
+
+    @property
+    def is_over(self) -> bool:
+        return self.last == len(self.places.steps) - 1
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that is forgotten when the next run begins."""
+
+    trace: Trace
+    tracks: dict[int, Track] = field(default_factory=dict)
+    """By the identity of the scheduler."""
+    slots: dict[Key, Slot] = field(default_factory=dict)
+    branches: dict[Key, StackRule] = field(default_factory=dict)
+    """Methods inside the models: the state of each call of a step."""
+    layouts: dict[Key, tuple] = field(default_factory=dict)
+    """Shapes that each of these calls was made with."""
+    made: dict[Key, bool] = field(default_factory=dict)
+    """Calls since the last step; whether they were computed."""
+    last_made: tuple[Key, ...] = ()
+    """Those of the step before."""
+    cost: float = 0.0
+    """Compute of this step's calls, in calls."""
+    stepped: bool = False
+    decision: Decision | None = None
+    """For the calls of this step; None before the first one."""
+    decided: dict[int, tuple[Call, Decision]] = field(default_factory=dict)
+    """What was decided, and about what, by the scheduler's identity."""
+    record: CallRecord | None = None
+    inputs_changed: bool = False
+    gradients: bool = False
+    peak_bytes: int = 0
+    finished: bool = False
+
+    def enter(self, name: str, context: str) -> Key:
+        """A denoiser is called: the key of the call; begins the next step after a step."""
+        if self.stepped:
+            self.last_made = tuple(self.made)
+            self.stepped, self.decision, self.record, self.cost = False, None, None, 0.0
+            self.made.clear()
+            self.decided.clear()
+        count = sum(key[:2] == (name, context) for key in self.made)
+        key = (name, context, count)
+        self.made[key] = False
+        return key
+
+    def current_step(self) -> Step | None:
+        """Where the samplers that are stepped stand; None beyond their steps."""
+        tracks = list(self.tracks.values())
+        stepped = [track for track in tracks if track.last is not None]
+        return (stepped or tracks)[0].next_step
+
+    def account_memory(self) -> None:
+        lanes = [track.lane.tensors() for track in self.tracks.values() if track.lane]
+        states = [rule.tensors() for rule in self.branches.values()]
+        outputs = [slot.output for slot in self.slots.values()]
+        self.peak_bytes = max(self.peak_bytes, tensor_bytes([lanes, states, outputs]))
+
+    def forget(self) -> None:
+        """Let go of all tensors; the trace stays."""
+        self.tracks, self.slots, self.branches, self.layouts = {}, {}, {}, {}
+        self.decided, self.decision, self.finished = {}, None, True
+
+
+class RunTracker:
+    """Takes over the calls of denoisers and the steps of schedulers, and knows which run they are.
+
+    A run begins with the first denoiser call after ``set_timesteps`` and ends with its last step,
+    an exception, `reset`, or the next one. Every thread has runs of its own. Calls outside of a run
+    are left alone.
+
+    ``answer_call(run, key, original, args, kwargs)`` answers a denoiser call within a run,
+    ``answer_step(run, track, step, original, arguments)`` a step.
+    """
+
+    def __init__(
+        self,
+        denoisers: Mapping[str, nn.Module],
+        find_schedulers: Callable[[], Iterable[Any]],
+        new_trace: Callable[[], Trace],
+        answer_call: Callable[..., Any],
+        answer_step: Callable[..., Any],
+    ) -> None:
+        self.denoisers, self.find_schedulers = dict(denoisers), find_schedulers
+        self._new_trace, self._answer_call, self._answer_step = new_trace, answer_call, answer_step
+        self._local = threading.local()
+        self._schedulers: list[Any] = []
+        self.latest: Run | None = None
+        """The run that began last, in any thread."""
+
+    # -- taking over -----------------------------------------------------------------------------
+
+    def install(self, owner: Any) -> None:
+        """``owner`` is what the denoisers' handlers tell of themselves (`intercept.owner_of`)."""
+        for scheduler in self.find_schedulers():
+            check_scheduler(scheduler)
+        for name, module in self.denoisers.items():
+            intercept(module, self._call_of(name), owner, InterceptedModel)
+        self._take_schedulers()
+
+    def _call_of(self, name: str) -> Callable[..., Any]:
+        return lambda original, *args, **kwargs: self.call(name, original, *args, **kwargs)
+
+    def uninstall(self) -> None:
+        self.reset()
+        for scheduler in self._schedulers:
+            release(scheduler)
+        self._schedulers = []
+        for module in self.denoisers.values():
+            release(module)
+
+    def _take_schedulers(self) -> None:
+        """Take over schedulers that came since; let go of those that went."""
+        current = list(self.find_schedulers())
+        for scheduler in self._schedulers:
+            if not any(scheduler is other for other in current):
+                release(scheduler)
+        for scheduler in current:
+            if not is_intercepted(scheduler):
+                check_scheduler(scheduler)
+                intercept_step(scheduler, self.step)
+        self._schedulers = current
+
+    # -- runs ------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Run | None:
+        """This thread's run."""
+        return getattr(self._local, "run", None)
+
+    def reset(self) -> None:
+        """End this thread's run; its trace stays for `summary`."""
+        if self.run is not None:
+            self.run.forget()
+            self._local.run = None
+
+    def summary(self) -> CacheSummary:
+        run = self.latest
+        return summary_of(run.trace, run.peak_bytes) if run else summary_of(self._new_trace())
+
+    @property
+    def context_name(self) -> str:
+        return getattr(self._local, "context", "default")
+
+    @contextmanager
+    def context(self, name: str):
+        """Names the calls made inside, as ``CacheMixin.cache_context`` does."""
+        outer = self.context_name
+        self._local.context = name
+        try:
+            yield
+        finally:
+            self._local.context = outer
+
+    def _begin_after_set_timesteps(self) -> None:
+        """Begin a run, once for every ``set_timesteps``: it makes new tensors for each."""
+        seen, fresh = self._local.__dict__.setdefault("seen", {}), []
+        for scheduler in self._schedulers:
+            timesteps = unwrapped(scheduler).timesteps
+            if timesteps is not None and seen.get(id(scheduler)) is not timesteps:
+                seen[id(scheduler)] = timesteps
+                fresh.append(scheduler)
+        if not fresh:
+            return
+        self.reset()
+        self.latest = self._local.run = Run(self._new_trace())
+        for scheduler in fresh:
+            self._track(self.run, scheduler)
+
+    # -- calls and steps -------------------------------------------------------------------------
+
+    def call(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer a call of a denoiser."""
+        self._take_schedulers()
+        self._begin_after_set_timesteps()
+        run = self.run
+        if run is None or run.finished:
+            return original(*args, **kwargs)
+        try:
+            return self._answer_call(
+                run, run.enter(name, self.context_name), original, args, kwargs
+            )
+        except BaseException:
+            self.reset()
+            raise
+
+    def step(self, stepper: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer ``stepper.step(...)``."""
+        run = self.run
+        if run is None or run.finished or not run.made:
+            return original(*args, **kwargs)
+        signature = inspect.signature(original)
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments |= arguments.pop("kwargs", {})
+        try:
+            track = self._track(run, stepper)
+            place = track.place(arguments["timestep"])
+            if place is None:
+                return original(**arguments)
+            step = track.places.steps[place]
+            result = self._answer_step(run, track, step, original, arguments)
+        except BaseException:
+            self.reset()
+            raise
+        run.stepped = True
+        track.last = place
+        track.returned = result if isinstance(result, Tensor) else result[0]
+        if all(each.is_over for each in run.tracks.values() if each.last is not None):
+            run.account_memory()
+            run.forget()
+        return result
+
+    def _track(self, run: Run, stepper: Any) -> Track:
+        track, scheduler = run.tracks.get(id(stepper)), unwrapped(stepper)
+        if track is None or track.timesteps is not scheduler.timesteps:
+            track = Track(stepper, scheduler.timesteps, read_places(scheduler))
+            run.tracks[id(stepper)] = track
+        return track

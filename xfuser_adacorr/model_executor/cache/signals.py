@@ -1,0 +1,69 @@
+"""Cheap signals that decisions are made from, as fp32 sums.
+
+Every signal is returned as a numerator and a denominator *sum* over the local tokens. Sums, unlike
+ratios, can be added up over ranks that hold different tokens, and they are divided on the host.
+"""
+
+import math
+
+from torch import Tensor
+
+
+def l1_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
+    """Return ``[sum |x - reference|, sum |reference|]`` (scalars, float32).
+
+    Their ratio is the relative L1 change of TeaCache (arXiv 2411.19108, eq. 4) and FBCache.
+    """
+    x, reference = x.float(), reference.float()
+    return [(x - reference).abs().sum(), reference.abs().sum()]
+
+
+def l2_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
+    """Return ``[||x - reference||^2, ||reference||^2]`` (scalars, float32)."""
+    x, reference = x.float(), reference.float()
+    return [(x - reference).square().sum(), reference.square().sum()]
+
+
+def motion_sums(x: Tensor, num_frames: int) -> list[Tensor]:
+    """Return ``[sum |x[t+1] - x[t]|, sum (|x[t+1]| + |x[t]|)]`` over frames t (scalars, float32).
+
+    x is ``[B, T*S, D]``, ordered (T, S), with T = ``num_frames`` of at least 2. The ratio is the
+    motion of AdaCache's Motion Regularization (arXiv 2411.02397, 3.3). S may be a share of every
+    frame's tokens: the sums of all shares add up to those of the whole.
+    """
+    frames = x.float().unflatten(1, (num_frames, -1))
+    later, earlier = frames[:, 1:], frames[:, :-1]
+    return [(later - earlier).abs().sum(), later.abs().sum() + earlier.abs().sum()]
+
+
+def token_std_sum(x: Tensor) -> Tensor:
+    """Sum over samples and tokens of the standard deviation over channels, for x ``[B, N, C]``.
+
+    The spatial statistic of AdaCorrection's Offset Estimation Module; population deviation.
+    """
+    return x.float().std(dim=-1, unbiased=False).sum()
+
+
+def latent_tokens(latents: Tensor) -> Tensor:
+    """Latents ``[B, C, ...]`` -> tokens ``[B, N, C]``, a view; three axes are tokens already."""
+    if latents.ndim == 3:
+        return latents
+    return latents.reshape(len(latents), latents.shape[1] if latents.ndim > 1 else 1, -1).mT
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """Relative change from its two sums.
+
+    Infinite if something grew out of exactly nothing, and where a sum is not finite, so that
+    nothing is reused on the strength of it.
+    """
+    if not (math.isfinite(numerator) and math.isfinite(denominator)):
+        return math.inf
+    if denominator > 0.0:
+        return numerator / denominator
+    return math.inf if numerator > 0.0 else 0.0
+
+
+def root_ratio(numerator: float, denominator: float) -> float:
+    """Relative L2 change ``||a|| / ||b||`` from the two sums of squares."""
+    return math.sqrt(ratio(numerator, denominator))

@@ -1,0 +1,282 @@
+"""The model's call: for a bare model, whose scheduler is not known.
+
+Where a call stands is inferred from the timesteps, and Euler steps ``x <- x + dsigma * output`` are
+assumed. Each branch (`cache_context`, or the order of calls at one timestep) is cached by itself: a
+forecast of the model's output stands in for it, or values inside the model.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
+from xfuser_adacorr.model_executor.cache.adacorrection.velocity import as_velocity
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
+from xfuser_adacorr.model_executor.cache.engine import Lane, read
+from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
+from xfuser_adacorr.model_executor.cache.methods.base import (
+    BlockCall,
+    Call,
+    Decision,
+    Signal,
+    StackRule,
+    Streams,
+)
+from xfuser_adacorr.model_executor.cache.methods.options import Method
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
+from xfuser_adacorr.model_executor.cache.step import Step, step_from_timestep
+from xfuser_adacorr.model_executor.cache.trace import (
+    CacheSummary,
+    CallRecord,
+    Trace,
+    record_of,
+    summary_of,
+    tensor_bytes,
+)
+
+from .outputs import replaced_sample, sample_of
+from .stack import Stack
+
+
+@dataclass(slots=True)
+class Branch:
+    """One branch (``cond``, ``uncond``) of a run."""
+
+    name: str
+    layout: tuple
+    """Shape, dtype and device of the latents; another layout is another run."""
+    lane: Lane | None
+    inside: StackRule | None
+    calls: int = 0
+    last: Step | None = None
+    template: Any = None
+    """The last computed output, whose form answers have."""
+
+
+@dataclass(slots=True)
+class ModelRun:
+    """All branches between the start of a run and the next one."""
+
+    trace: Trace
+    branches: dict[str, Branch] = field(default_factory=dict)
+    timestep: float | None = None
+    """Of the last call."""
+    place: int = 0
+    """How many calls without a name came before the last one at its timestep."""
+    peak_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Asked:
+    """A call of the model while it runs."""
+
+    branch: Branch
+    call: Call
+    timestep: Tensor
+    decision: Decision | None = None
+    record: CallRecord | None = None
+
+
+class ModelSite:
+    """Answers the calls of one bare model."""
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        names: tuple[str, str, float],
+        scope: DecisionScope,
+        stack: Stack | None,
+    ) -> None:
+        self.method, self.model, self.scope, self.stack = method, model, scope, stack
+        self.latents_name, self.timestep_name, self.full_noise = names
+        self._context: str | None = None
+        self.run: ModelRun | None = None
+        self.finished: ModelRun | None = None
+
+    # -- taking over -----------------------------------------------------------------------------
+
+    def install(self) -> None:
+        intercept(self.model, self.answer, self, InterceptedModel)
+        if self.stack is not None:
+            self.stack.install()
+
+    def uninstall(self) -> None:
+        self.reset()
+        if self.stack is not None:
+            self.stack.uninstall()
+        release(self.model)
+
+    @contextmanager
+    def context(self, name: str):
+        """Names the calls made inside, as ``CacheMixin.cache_context`` does."""
+        outer, self._context = self._context, name
+        try:
+            yield
+        finally:
+            self._context = outer
+
+    def reset(self) -> None:
+        """End the run; its trace stays for `summary`."""
+        if self.run is not None:
+            self.run.branches.clear()
+            self.finished, self.run = self.run, None
+
+    def stacks_in_use(self) -> list[Stack]:
+        return [self.stack] if self.stack is not None else []
+
+    def summary(self) -> CacheSummary:
+        run = self.run or self.finished or self._new_run()
+        return summary_of(run.trace, run.peak_bytes)
+
+    def _new_run(self) -> ModelRun:
+        return ModelRun(Trace(self.method.name, config=self.method.to_dict()))
+
+    # -- one call --------------------------------------------------------------------------------
+
+    def answer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer one call; an exception leaves no state behind."""
+        arguments = bind_arguments(self.model, args, kwargs)
+        try:
+            return self._answer(lambda: original(*args, **kwargs), arguments)
+        except BaseException:
+            self.reset()
+            raise
+
+    def _answer(self, model: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        latents = arguments[self.latents_name]
+        if not isinstance(latents, Tensor):
+            raise TypeError(
+                f"{self.latents_name} must be a tensor where a bare model is cached, got "
+                f"{type(latents).__name__}; enable the cache on the pipeline, or give the scheduler"
+            )
+        timestep = torch.as_tensor(arguments[self.timestep_name]).flatten()[0].float()
+        branch = self._branch_of(latents, timestep)
+        asked = Asked(branch, Call(latents=latents), timestep / self.full_noise)
+        if self.stack is None:
+            self._decide(asked, None)
+            output = model() if asked.decision.compute else None
+            executed = float(asked.decision.compute)
+        else:
+            output, executed = self.stack.run(
+                model,
+                lambda block: self._decide(asked, block),
+                lambda block, decision: self._answer_block(asked.branch, block, decision),
+            )
+        branch, asked.record.compute_fraction = asked.branch, executed
+        asked.record.computed_calls = int(asked.decision.compute)
+        if branch.lane is not None:
+            output = self._correct(asked, latents, output)
+        branch.calls, branch.last = branch.calls + 1, asked.call.step
+        self._account_memory()
+        return output
+
+    def _answer_block(self, branch: Branch, block: BlockCall, decision: Decision) -> Streams:
+        if branch.lane is not None and not decision.compute:
+            return block.streams  # the forecast replaces the output
+        return self.stack.method.run_block(branch.inside.state, block, decision)
+
+    def _branch_of(self, latents: Tensor, timestep: Tensor) -> Branch:
+        """The branch of this call, made where it is new; another layout begins another run."""
+        layout = (tuple(latents.shape), latents.dtype, latents.device)
+        name = self._context
+        if self.run is not None and any(b.layout != layout for b in self.run.branches.values()):
+            self.reset()
+        if self.run is None:
+            self.run = self._new_run()
+            if self.stack is not None:
+                self.stack.method.begin_run(None)
+        if name is None:
+            name = self._unnamed(float(timestep))
+        return self.run.branches.get(name) or self._new_branch(name, layout)
+
+    def _unnamed(self, timestep: float) -> str:
+        """Calls at one timestep are told apart by their order."""
+        run = self.run
+        run.place = run.place + 1 if timestep == run.timestep else 0
+        run.timestep = timestep
+        return "default" if run.place == 0 else f"default[{run.place}]"
+
+    def _new_branch(self, name: str, layout: tuple) -> Branch:
+        inside = None if self.stack is None else StackRule(self.stack.method, name)
+        lane = None
+        if self.method.answers_steps:
+            rules = {} if inside is None else {"": inside}
+            lane = Lane(
+                self.method.make_rule(None, rules),
+                self.method.make_forecast(self.scope),
+                self.method.make_repair(None),
+            )
+        branch = self.run.branches[name] = Branch(name, layout, lane, inside)
+        return branch
+
+    def _decide(self, asked: Asked, block: BlockCall | None) -> Decision:
+        """Read everything the decision needs at once, the timestep too, then decide."""
+        call, branch = asked.call, asked.branch
+        call.block = block
+        rule = branch.lane.rule if branch.lane is not None else branch.inside
+        signal = rule.measure(call) + Signal(local=[asked.timestep])
+        (values,) = read([signal], self.scope)
+        call.step = step_from_timestep(
+            branch.calls, values.local.pop(), branch.last, self.method.num_steps
+        )
+        if branch.last is not None and not self._continues(branch.last, call.step):
+            branch = asked.branch = self._restarted(branch, call.step)
+            rule = branch.lane.rule if branch.lane is not None else branch.inside
+            (values,) = read([rule.measure(call)], self.scope)
+            call.step = step_from_timestep(0, call.step.sigma, None, self.method.num_steps)
+        decision = rule.decide(call, values)
+        rule.after_call(call, decision)
+        asked.decision, asked.record = decision, record_of(branch.name, call.step, decision)
+        check_decision(self.scope, asked.record, call.latents.device)
+        if branch.inside is not None:
+            self.stack.method.noted(branch.inside.state, asked.record)
+        self.run.trace.calls.append(asked.record)
+        return decision
+
+    def _continues(self, last: Step, step: Step) -> bool:
+        """False where the noise level did not fall, or the counted steps are over."""
+        steps = self.method.num_steps
+        return step.sigma < last.sigma and not (steps is not None and step.index >= steps)
+
+    def _restarted(self, branch: Branch, step: Step) -> Branch:
+        """A new run began: nothing of the one before may be used."""
+        if step.sigma == branch.last.sigma and branch.last.index > 0:
+            warn_once(
+                f"step {step.index} has the noise level of the call before, {step.sigma:.6g}, and "
+                "is taken for the start of a new run; if the timesteps are rounded (bfloat16), "
+                "give the scheduler"
+            )
+        self.reset()
+        self.run = self._new_run()
+        if self.stack is not None:
+            self.stack.method.begin_run(None)
+        return self._new_branch(branch.name, branch.layout)
+
+    def _correct(self, asked: Asked, latents: Tensor, output: Any) -> Any:
+        """The forecast for a reused call; for a computed one its output, which repairs."""
+        branch, lane, step = asked.branch, asked.branch.lane, asked.call.step
+        lane.rule.paid(step, asked.decision.compute, asked.record.compute_fraction)
+        if not asked.decision.compute:
+            lane.repair.owe(step, lane.forecast.weights(step))
+            sample = sample_of(branch.template)
+            return replaced_sample(branch.template, lane.forecast(step).to(sample.dtype))
+        sample = sample_of(output)
+        fresh = as_velocity(sample, latents, step)
+        missed = lane.forecast.missed(step, fresh)
+        lane.rule.computed(asked.call, asked.decision, missed, asked.record)
+        paid = lane.repair.pay(step, fresh, lane.forecast)
+        lane.forecast.update(step, fresh)
+        branch.template = output
+        return output if paid is fresh else replaced_sample(output, paid.to(sample.dtype))
+
+    def _account_memory(self) -> None:
+        states = [
+            branch.lane.tensors() if branch.lane is not None else branch.inside.tensors()
+            for branch in self.run.branches.values()
+        ]
+        self.run.peak_bytes = max(self.run.peak_bytes, tensor_bytes(states))

@@ -1,0 +1,226 @@
+"""The sampler step: all denoiser calls between two steps of the scheduler are skipped together.
+
+Between two ``scheduler.step`` a pipeline calls its denoisers (once, twice for guidance, one of two
+experts), guides, and gives one guided output to ``scheduler.step``. The decision is taken before
+the first of these calls, from the latents that the last step returned. In a reused step each call
+returns what it returned last, whatever the pipeline makes of that is thrown away, and the sampler
+steps with the forecast of the guided output.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
+from xfuser_adacorr.model_executor.cache.engine import Lane, decide, refresh, reuse, scaled
+from xfuser_adacorr.model_executor.cache.methods.base import (
+    BlockCall,
+    Call,
+    Decision,
+    StackRule,
+    Streams,
+)
+from xfuser_adacorr.model_executor.cache.methods.options import Method
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
+from xfuser_adacorr.model_executor.cache.run import Inputs, Key, Run, RunTracker, Slot, Track
+from xfuser_adacorr.model_executor.cache.step import Step
+from xfuser_adacorr.model_executor.cache.trace import STEP_CONTEXT, CacheSummary, Trace, record_of
+
+from .stack import Stack
+
+
+class SamplerSite:
+    """Answers the steps of a pipeline's schedulers, or of those given with a bare model.
+
+    ``denoisers`` by the name of the component; ``find_schedulers()`` gives what is stepped now.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        denoisers: Mapping[str, nn.Module],
+        find_schedulers: Callable[[], Iterable[Any]],
+        scope: DecisionScope,
+        stacks: Mapping[str, Stack],
+    ) -> None:
+        self.method, self.scope, self.stacks = method, scope, stacks
+        self.tracker = RunTracker(
+            denoisers, find_schedulers, self._new_trace, self.answer_call, self.answer_step
+        )
+        self.context, self.reset = self.tracker.context, self.tracker.reset
+
+    def _new_trace(self) -> Trace:
+        return Trace(self.method.name, config=self.method.to_dict())
+
+    def install(self) -> None:
+        self.tracker.install(self)
+        for stack in self.stacks.values():
+            stack.install()
+
+    def uninstall(self) -> None:
+        for stack in self.stacks.values():
+            stack.uninstall()
+        self.tracker.uninstall()
+
+    def summary(self) -> CacheSummary:
+        return self.tracker.summary()
+
+    # -- denoiser calls --------------------------------------------------------------------------
+
+    def answer_call(
+        self, run: Run, key: Key, original: Callable[..., Any], args: tuple, kwargs: dict
+    ) -> Any:
+        """Return what the call returned last in a reused step, else compute it."""
+        inputs, slot = Inputs(args, kwargs), run.slots.get(key)
+        fits = slot is not None and inputs.follows(slot.inputs)
+        if slot is not None:
+            slot.inputs = inputs
+        run.inputs_changed |= not fits
+        if run.decision is None and not self.stacks:
+            self._decide(run, None)
+        if run.decision is None and key[0] in self.stacks:
+            output = self._decided_inside(run, key[0], original, args, kwargs)
+        elif fits and run.decision is not None and not run.decision.compute:
+            return slot.output
+        else:
+            output = original(*args, **kwargs)
+            run.cost += 1.0
+        if run.decision is not None and not run.decision.compute and fits:
+            return slot.output
+        run.gradients |= torch.is_grad_enabled() and _requires_grad(output)
+        run.made[key], run.slots[key] = True, Slot(output, inputs)
+        return output
+
+    def _decided_inside(
+        self, run: Run, name: str, original: Callable[..., Any], args: tuple, kwargs: dict
+    ) -> Any:
+        """Run a model whose first block tells what the decision is made from."""
+        stack = self.stacks[name]
+
+        def answer(block: BlockCall, decision: Decision) -> Streams:
+            state = run.branches[name, "", 0].state
+            return (
+                stack.method.run_block(state, block, decision)
+                if decision.compute
+                else (block.streams)
+            )
+
+        output, executed = stack.run(
+            lambda: original(*args, **kwargs),
+            lambda block: self._decide(run, Call(block=block, model=name)),
+            answer,
+        )
+        run.cost += executed
+        return output
+
+    def _decide(self, run: Run, at: Call | None) -> Decision:
+        """Take the decision for all calls of this step; ``at``: where in which model."""
+        tracks = [track for track in run.tracks.values() if track.next_step is not None]
+        calls = []
+        for track in tracks:
+            call = replace(at) if at is not None else Call()
+            call.step = track.next_step
+            if track.returned is not None:
+                call.latents = scaled(track.returned, call.step.scale)
+            calls.append(call)
+        lanes = [self._lane_of(run, track) for track in tracks]
+        decisions = decide([lane.rule for lane in lanes], calls, self.scope)
+        decision = next((each for each in decisions if each.compute), decisions[0])
+        decision = self._overruled(run, tracks[0], decision)
+        for track, call, own in zip(tracks, calls, decisions, strict=True):
+            call.block = None
+            run.decided[id(track.stepper)] = call, own.turned(decision.compute, decision.why)
+        run.decision = decision
+        run.record = record_of(STEP_CONTEXT, tracks[0].next_step, decision)
+        if calls[0].latents is not None:
+            check_decision(self.scope, run.record, calls[0].latents.device)
+        return decision
+
+    def _overruled(self, run: Run, track: Track, decision: Decision) -> Decision:
+        """The decision, but for what no rule can know."""
+        if track.next_step.follows:
+            return decision.turned(run.trace.calls[-1].refreshed, "stage")
+        if run.gradients:
+            warn_once(
+                "the model's output requires gradients: the cache stands aside and computes every "
+                "step; sample under torch.no_grad() to use it"
+            )
+            return decision.turned(True, "autograd")
+        if run.inputs_changed and not decision.compute:
+            return decision.turned(True, "inputs")
+        return decision
+
+    # -- sampler steps ---------------------------------------------------------------------------
+
+    def answer_step(
+        self,
+        run: Run,
+        track: Track,
+        step: Step,
+        original: Callable[..., Any],
+        arguments: dict[str, Any],
+    ) -> Any:
+        """Step with the computed output, which teaches, or with the forecast."""
+        lane = self._lane_of(run, track)
+        call, decision = run.decided.pop(id(track.stepper), (None, None))
+        if call is None or call.step is not step:  # first of a copy, or out of turn
+            call, decision = Call(step=step), Decision(True, "first")
+        computed = all(run.made.values())
+        if not run.stepped:
+            self._note(run, step, computed)
+        if not computed and lane.forecast.v0 is None:
+            raise RuntimeError(
+                f"{type(track.stepper).__name__} takes its first step of the run after its "
+                "denoisers were skipped; give the denoisers of each scheduler a cache of their own"
+            )
+        lane.rule.after_call(call, decision.turned(computed, decision.why))
+        lane.rule.paid(step, computed, run.record.compute_fraction)
+        if not computed:
+            return reuse(lane, call, original, arguments, _output_name(arguments))
+        if decision.why == "inputs":  # the line from before holds no more
+            lane.forecast = self.method.make_forecast(self.scope)
+        call.latents = scaled(arguments["sample"], step.scale)
+        name = _output_name(arguments)
+        result = refresh(lane, call, decision, run.record, original, arguments, name)
+        run.account_memory()
+        return result
+
+    def _lane_of(self, run: Run, track: Track) -> Lane:
+        if track.lane is None:
+            base = {}
+            if self.stacks and not run.branches:  # one sampler's rule asks the models
+                base = {name: StackRule(stack.method) for name, stack in self.stacks.items()}
+                run.branches = {(name, "", 0): rule for name, rule in base.items()}
+            track.lane = Lane(
+                self.method.make_rule(track.places, base),
+                self.method.make_forecast(self.scope),
+                self.method.make_repair(track.stepper),
+            )
+        return track.lane
+
+    def _note(self, run: Run, step: Step, computed: bool) -> None:
+        """Account for the calls of the step that ends."""
+        record = run.record or record_of(STEP_CONTEXT, step, Decision(computed, "first"))
+        run.record, made = record, tuple(run.made)
+        if computed and not record.refreshed:
+            record.reason = "inputs"
+        record.refreshed, record.calls = computed, len(made)
+        record.computed_calls = sum(run.made.values())
+        record.compute_fraction = min(run.cost / len(made), 1.0)
+        run.trace.calls.append(record)
+        changed = run.inputs_changed or bool(run.last_made and made != run.last_made)
+        run.inputs_changed = changed and not computed
+
+
+def _output_name(arguments: Mapping[str, Any]) -> str:
+    """The argument of ``step`` that the sampler follows: the picture, where it is given (EDM)."""
+    given = arguments.get("pred_original_sample")
+    return "pred_original_sample" if isinstance(given, Tensor) else "model_output"
+
+
+def _requires_grad(output: Any) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(output))

@@ -1,0 +1,216 @@
+"""The stack of blocks: methods that measure, or skip, inside one model."""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import ModelFamily
+from xfuser_adacorr.model_executor.cache.engine import decide
+from xfuser_adacorr.model_executor.cache.intercept import intercept, release
+from xfuser_adacorr.model_executor.cache.methods.base import (
+    BlockCall,
+    Call,
+    Decision,
+    StackMethod,
+    StackRule,
+    Streams,
+)
+from xfuser_adacorr.model_executor.cache.methods.options import Method
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
+from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Track
+from xfuser_adacorr.model_executor.cache.step import Step
+from xfuser_adacorr.model_executor.cache.trace import CacheSummary, CallRecord, Trace, record_of
+
+from .blocks import BlockRunner
+
+
+@dataclass(slots=True)
+class ActiveCall:
+    """One call of the model while it runs."""
+
+    decide: Callable[[BlockCall], Decision]
+    answer: Callable[[BlockCall, Decision], Streams]
+    decision: Decision | None = None
+    executed: float = 0.0
+
+
+class Stack:
+    """The blocks of one model, taken over for a method inside of it."""
+
+    def __init__(self, model: nn.Module, family: ModelFamily, method: StackMethod) -> None:
+        self.family, self.method = family, method
+        self.runner = BlockRunner(model, family)
+        self._local = threading.local()
+
+    def install(self) -> None:
+        for index, (block, _) in enumerate(self.runner.stack):
+            intercept(block, partial(self._run_block, index))
+
+    def uninstall(self) -> None:
+        for block, _ in self.runner.stack:
+            release(block)
+
+    def run(
+        self,
+        model: Callable[[], Any],
+        decide: Callable[[BlockCall], Decision],
+        answer: Callable[[BlockCall, Decision], Streams],
+    ) -> tuple[Any, float]:
+        """What ``model()`` returns, and the share of the blocks that were executed.
+
+        ``decide(call)`` is asked at the first block; each block returns ``answer(call, decision)``.
+        Raises `RuntimeError` if the blocks do not run.
+        """
+        active = self._local.active = ActiveCall(decide, answer)
+        try:
+            output = model()
+        finally:
+            self._local.active = None
+        if active.decision is None:
+            raise RuntimeError(
+                "the blocks did not run through the cache; compile the blocks "
+                "(compile_repeated_blocks), not the whole model, or use Auto"
+            )
+        return output, active.executed / len(self.runner.stack)
+
+    def _run_block(
+        self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        active = getattr(self._local, "active", None)
+        if active is None:
+            return original(*args, **kwargs)
+
+        def executed(share: float) -> None:
+            active.executed += share
+
+        call = self.runner.call(index, original, args, kwargs, executed)
+        if call.is_first:
+            active.decision = active.decide(call)
+        return self.runner.result(index, active.answer(call, active.decision))
+
+
+def answer_with_values(
+    stack: Stack,
+    rule: StackRule,
+    model: Callable[[], Any],
+    decide_call: Callable[[BlockCall], Decision],
+) -> tuple[Any, float]:
+    """Run a model whose blocks are answered by the method's own values."""
+    return stack.run(
+        model,
+        decide_call,
+        lambda block, decision: stack.method.run_block(rule.state, block, decision),
+    )
+
+
+class StackSite:
+    """Answers each denoiser call of a pipeline with the method's own values."""
+
+    def __init__(
+        self,
+        method: Method,
+        denoisers: Mapping[str, nn.Module],
+        find_schedulers: Callable[[], Iterable[Any]],
+        scope: DecisionScope,
+        stacks: Mapping[str, Stack],
+    ) -> None:
+        self.method, self.scope, self.stacks = method, scope, stacks
+        self.tracker = RunTracker(
+            denoisers, find_schedulers, self._new_trace, self.answer_call, self.answer_step
+        )
+        self.context, self.reset = self.tracker.context, self.tracker.reset
+
+    def _new_trace(self) -> Trace:
+        return Trace(self.method.name, config=self.method.to_dict())
+
+    def install(self) -> None:
+        self.tracker.install(self)
+        for stack in self.stacks.values():
+            stack.install()
+
+    def uninstall(self) -> None:
+        for stack in self.stacks.values():
+            stack.uninstall()
+        self.tracker.uninstall()
+
+    def stacks_in_use(self) -> list[Stack]:
+        return list(self.stacks.values())
+
+    def summary(self) -> CacheSummary:
+        return self.tracker.summary()
+
+    def answer_call(
+        self, run: Run, key: Key, original: Callable[..., Any], args: tuple, kwargs: dict
+    ) -> Any:
+        stack, step = self.stacks.get(key[0]), run.current_step()
+        if stack is None or step is None:
+            return original(*args, **kwargs)
+        layout = tuple(x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+        rule = run.branches.get(key)
+        if rule is None or run.layouts.get(key) != layout:
+            if not run.branches:
+                stack.method.begin_run(next(iter(run.tracks.values())).places)
+            rule = run.branches[key] = StackRule(stack.method, branch_name(key, len(self.stacks)))
+            run.layouts[key] = layout
+        output, record = answer_call(
+            self.scope,
+            stack,
+            rule,
+            step,
+            lambda: original(*args, **kwargs),
+            branch_name(key, len(self.stacks)),
+        )
+        run.made[key] = record.refreshed
+        run.trace.calls.append(record)
+        run.account_memory()
+        return output
+
+    def answer_step(
+        self,
+        run: Run,
+        track: Track,
+        step: Step,
+        original: Callable[..., Any],
+        arguments: dict[str, Any],
+    ) -> Any:
+        return original(**arguments)
+
+
+def answer_call(
+    scope: DecisionScope,
+    stack: Stack,
+    rule: StackRule,
+    step: Step,
+    model: Callable[[], Any],
+    branch: str,
+) -> tuple[Any, CallRecord]:
+    """Decide at the first block and answer the call; returns the output and the record."""
+    records: list[CallRecord] = []
+
+    def decide_call(block: BlockCall) -> Decision:
+        call = Call(step=step, block=block)
+        (decision,) = decide([rule], [call], scope)
+        record = record_of(branch, step, decision)
+        check_decision(scope, record, next(iter(block.streams.values())).device)
+        rule.after_call(call, decision)
+        stack.method.noted(rule.state, record)
+        records.append(record)
+        return decision
+
+    output, executed = answer_with_values(stack, rule, model, decide_call)
+    (record,) = records
+    record.compute_fraction = executed
+    record.computed_calls = int(record.refreshed)
+    return output, record
+
+
+def branch_name(key: Key, models: int) -> str:
+    """What the trace calls a call: its cache context, with its model and place if need be."""
+    name, context, place = key
+    label = context if place == 0 else f"{context}[{place}]"
+    return label if models < 2 else f"{name}.{label}"

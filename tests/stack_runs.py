@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from tests.tiny_models import MODELS
@@ -32,17 +33,30 @@ def tensors_in(output: Any) -> list[Tensor]:
 
 
 class Run:
-    """Calls of a model at several noise levels, with the blocks counted that each executed."""
+    """Calls of a model at several noise levels, with the blocks counted that each executed.
 
-    def __init__(self, name: str, model: nn.Module, levels: tuple[float, ...]) -> None:
+    A scheduler is stepped after each call, on latents of its own: it says where a call stands.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        levels: tuple[float, ...],
+        scheduler: FlowMatchEulerDiscreteScheduler | None = None,
+    ) -> None:
         self.counts: list[int] = []
         self.outputs: list[list[Tensor]] = []
+        scheduler = scheduler or FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(len(levels))
+        x = torch.ones(1, 4)
         handles = [block.register_forward_hook(self._count) for block in blocks_of(model)]
         try:
             with torch.no_grad():
-                for level in levels:
+                for level, t in zip(levels, scheduler.timesteps, strict=True):
                     self.counts.append(0)
                     self.outputs.append(tensors_in(model(**MODELS[name].inputs(level))))
+                    x = scheduler.step(x, t, x, return_dict=False)[0]
         finally:
             for handle in handles:
                 handle.remove()
@@ -86,11 +100,11 @@ def problem(name: str, method: str) -> str | None:
     expected, near = plain(name, APART).outputs, plain(name, TOGETHER).outputs
     register_family(infer_family(model))
     count = len(blocks_of(model))
-    options = {"num_steps": len(APART)}
+    scheduler = FlowMatchEulerDiscreteScheduler()
 
-    enable_cache(model, method, rel_l1_thresh=0.0, **options)
+    enable_cache(model, method, rel_l1_thresh=0.0, scheduler=scheduler)
     try:
-        never = Run(name, model, APART)
+        never = Run(name, model, APART, scheduler)
     finally:
         disable_cache(model)
     if never.counts != [count] * len(APART):
@@ -98,9 +112,9 @@ def problem(name: str, method: str) -> str | None:
     if not equal(never.outputs, expected):
         return "is not bit-equal to the plain model where it may not reuse"
 
-    enable_cache(model, method, rel_l1_thresh=1e6, **options)
+    enable_cache(model, method, rel_l1_thresh=1e6, scheduler=scheduler)
     try:
-        often = Run(name, model, TOGETHER)
+        often = Run(name, model, TOGETHER, scheduler)
     finally:
         disable_cache(model)
     if often.counts[0] != count or often.counts[REUSED] > (method == "Fb"):

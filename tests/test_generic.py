@@ -23,18 +23,10 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.generic import (
 from xfuser_adacorr.model_executor.cache.sites.blocks import BlockRunner, StreamLayout
 
 ADDED_BETWEEN = "Fast loses what a model adds to a stream between its blocks"
-LIST_OF_LATENTS = "the engine reads the shape of one tensor of latents"
-COUNTED = "flex attention cannot run where FLOPs are counted"
 KNOWN = {
     ("WanVACETransformer3DModel", "Fast"): ADDED_BETWEEN,
     ("WanAnimateTransformer3DModel", "Fast"): ADDED_BETWEEN,
     ("LatteTransformer3DModel", "Fast"): ADDED_BETWEEN,
-    **{("ZImageTransformer2DModel", method): LIST_OF_LATENTS for method in METHODS},
-    **{
-        (name, method): COUNTED
-        for name in ("Kandinsky6SRTransformer3DModel", "AnyFlowFARTransformer3DModel")
-        for method in METHODS
-    },
 }
 """What does not work yet."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import FluxSampler, make_tiny_flux
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import registry
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 
 
 @pytest.fixture(autouse=True)

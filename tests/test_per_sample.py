@@ -24,7 +24,7 @@ from xfuser_adacorr import (
 from xfuser_adacorr.core.batch import chosen_rows, joined_rows, repeats, sample_rows
 from xfuser_adacorr.core.distributed import DecisionScope
 from xfuser_adacorr.model_executor.cache.context import Trace
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import registry
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 from xfuser_adacorr.model_executor.cache.engine import engine_of
 from xfuser_adacorr.model_executor.cache.intercept import handler_of
 from xfuser_adacorr.model_executor.cache.per_sample import chosen_arguments

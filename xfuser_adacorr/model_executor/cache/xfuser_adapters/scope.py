@@ -13,7 +13,7 @@ from torch import nn
 
 from xfuser_adacorr.model_executor.cache.methods.options import Literal, Method, compute_target
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
-from xfuser_adacorr.models.sequence_parallel import SequenceParallel
+from xfuser_adacorr.models.opensora.sequence_parallel import SequenceParallel
 
 from .pipefusion import PIPEFUSION_METHODS, PipelineStage
 

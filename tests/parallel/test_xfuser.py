@@ -21,11 +21,11 @@ from benchmark.errors import BenchmarkError
 from benchmark.settings import read_settings
 from tests.parallel.cases import CASES, NEVER_REUSE, STEPS
 from xfuser_adacorr import CacheConfig, DecisionScope, enable_cache
-from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS
+from xfuser_adacorr.model_executor.cache.ranks import MAX_REDUCED_SUMS
 from xfuser_adacorr.model_executor.cache.methods.fast import packed_tests, unpacked_tests
 from xfuser_adacorr.model_executor.cache.xfuser_adapters.launch import Degrees
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GROUP_SECONDS = 1500
 WORLD_SIZES = sorted({case.world_size for case in CASES})
 ROUNDING = 2e-5

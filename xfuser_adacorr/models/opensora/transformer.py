@@ -1,6 +1,6 @@
 """STDiT3, the video transformer of Open-Sora 1.2, in diffusers style.
 
-Shapes are named as in `stdit3_blocks`. Parameters and buffers are named as in the public
+Shapes are named as in `blocks`. Parameters and buffers are named as in the public
 checkpoint, whose files `load_open_sora_checkpoint` reads.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .sequence_parallel import SequenceParallel, check_heads
-from .stdit3_blocks import (
+from .blocks import (
     FinalLayer,
     PatchEmbedder,
     ScalarEmbedder,

@@ -15,7 +15,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .sequence_parallel import SequenceParallel, check_heads
 from .blocks import (
     FinalLayer,
     PatchEmbedder,
@@ -24,6 +23,7 @@ from .blocks import (
     TemporalRotary,
     TextEmbedder,
 )
+from .sequence_parallel import SequenceParallel, check_heads
 
 __all__ = ["STDiT3Block", "STDiT3Transformer3DModel"]
 

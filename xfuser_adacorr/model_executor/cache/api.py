@@ -90,10 +90,10 @@ def enable_cache(
         _check_free(name, model)
     main = next(iter(models.values()))
     method = method.bound_to(main)
-    decision_scope = _scope_for(main, scope, check_ranks)
-    stage = find_stage(main)
+    stage, find_schedulers = find_stage(main), schedulers_of(x, scheduler)
+    at_sampler = stage is None and find_schedulers is not None
+    decision_scope = _scope_for(main, scope, at_sampler, check_ranks)
     check_method(method, decision_scope, stage)
-    find_schedulers = schedulers_of(x, scheduler)
     if stage is not None:
         if find_schedulers is None:
             raise ValueError("scheduler must be given under PipeFusion, or enable it on a pipeline")
@@ -200,11 +200,13 @@ def _check_free(name: str, model: nn.Module) -> None:
         )
 
 
-def _scope_for(model: nn.Module, scope: DecisionScope | None, check_ranks: bool) -> DecisionScope:
+def _scope_for(
+    model: nn.Module, scope: DecisionScope | None, at_sampler: bool, check_ranks: bool
+) -> DecisionScope:
     if not isinstance(check_ranks, bool):
         raise TypeError(f"check_ranks must be True or False, got {check_ranks!r}")
     if scope is None:
-        return find_scope(model, check_ranks=check_ranks)
+        return find_scope(model, at_sampler=at_sampler, check_ranks=check_ranks)
     if not isinstance(scope, DecisionScope):
         raise TypeError(f"scope must be a DecisionScope or None, got {scope!r}")
     return replace(scope, check_ranks=scope.check_ranks or check_ranks)

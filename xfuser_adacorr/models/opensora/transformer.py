@@ -1,6 +1,6 @@
 """STDiT3, the video transformer of Open-Sora 1.2, in diffusers style.
 
-Shapes are named as in `stdit3_blocks`. Parameters and buffers are named as in the public
+Shapes are named as in `blocks`. Parameters and buffers are named as in the public
 checkpoint, whose files `load_open_sora_checkpoint` reads.
 """
 
@@ -15,8 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .sequence_parallel import SequenceParallel, check_heads
-from .stdit3_blocks import (
+from .blocks import (
     FinalLayer,
     PatchEmbedder,
     ScalarEmbedder,
@@ -24,6 +23,7 @@ from .stdit3_blocks import (
     TemporalRotary,
     TextEmbedder,
 )
+from .sequence_parallel import SequenceParallel, check_heads
 
 __all__ = ["STDiT3Block", "STDiT3Transformer3DModel"]
 

@@ -1,7 +1,7 @@
 """Splitting the tokens of a frame over ranks, and exchanging them for attention heads (Ulysses).
 
 Shares may differ by one token, so nothing is padded: attention needs no mask, and sums over tokens
-are exact. Shapes as in `stdit3_blocks`; s is this rank's share of the S tokens of a frame.
+are exact. Shapes as in `blocks`; s is this rank's share of the S tokens of a frame.
 """
 
 from dataclasses import dataclass

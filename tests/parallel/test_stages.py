@@ -4,19 +4,19 @@ import math
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from tests.tiny import FluxSampler, make_tiny_flux
 from xfuser_adacorr import CacheConfig, cache_summary
-from xfuser_adacorr.core.distributed import DecisionScope, RankMismatchError
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.flux import FLUX
-from xfuser_adacorr.model_executor.cache.engine import CacheEngine
-from xfuser_adacorr.model_executor.cache.methods.base import Verdict
+from xfuser_adacorr.model_executor.cache.methods.base import Decision
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, RankMismatchError
+from xfuser_adacorr.model_executor.cache.schedulers import read_places
 from xfuser_adacorr.model_executor.cache.xfuser_adapters import pipefusion
-from xfuser_adacorr.model_executor.cache.xfuser_adapters.pipefusion import (
-    PipelineStage,
-    StageClock,
-)
-from xfuser_adacorr.model_executor.cache.xfuser_adapters.scope import check_config
+from xfuser_adacorr.model_executor.cache.xfuser_adapters.last_stage import LastStageSteps
+from xfuser_adacorr.model_executor.cache.xfuser_adapters.pipefusion import PipelineStage
+from xfuser_adacorr.model_executor.cache.xfuser_adapters.scope import check_method
+from xfuser_adacorr.model_executor.cache.xfuser_adapters.staged import StagedSite
 
 
 class LoneStage(PipelineStage):
@@ -53,12 +53,20 @@ def test_found_offsets_that_nobody_asked_for_are_skipped():
 
 def test_a_decision_keeps_its_ticket_and_what_it_was_taken_from():
     first, second = LoneStage(is_first=True), LoneStage(is_first=False)
-    for verdict in (None, Verdict(True, 0.25), Verdict(True, None)):
-        first.pass_on(verdict)
+    decisions = [
+        Decision(True, "offset"),
+        Decision(False, "reuse", base_signal=0.25),
+        Decision(False, "reuse"),
+    ]
+    for decision in decisions:
+        first.pass_on(decision)
     second.inbox = list(first.sent)
     tickets = []
-    for expected in (None, Verdict(True, 0.25), Verdict(True, None)):
-        assert second.receive() == expected
+    for decision in decisions:
+        received = second.receive()
+        assert received.compute == decision.compute
+        assert received.why == ("stage" if decision.compute else "reuse")
+        assert received.base_signal == decision.base_signal
         tickets.append(second.ticket)
     assert tickets == sorted(set(tickets))
 
@@ -79,17 +87,17 @@ def test_a_reused_call_passes_on_text_that_went_through_the_blocks(monkeypatch, 
     monkeypatch.setattr(PipelineStage, "receive_found", lambda self, ticket: [math.nan, 1.0])
     option = {"Tea": "rel_l1_thresh", "Auto": "adacorr_tolerance"}[use_cache]
     config = CacheConfig(use_cache=use_cache, **{option: 100.0})
-    clock = StageClock(lambda: sampler.scheduler, stage)
-    engine = CacheEngine(model, FLUX, config, clock, DecisionScope(), stage)
-    engine.install()
-    returned, result = [], engine.blocks.result
+    site = StagedSite(config, model, FLUX, lambda: [sampler.scheduler], DecisionScope(), stage)
+    site.install()
+    returned, runner = [], site.stack.runner
+    result = runner.result
 
     def recorded(index, out):
-        if index == len(engine.blocks.stack) - 1:
+        if index == len(runner.stack) - 1:
             returned.append((stage.patch, out["hidden_states"], out["encoder_hidden_states"]))
         return result(index, out)
 
-    engine.blocks.result = recorded
+    runner.result = recorded
     sampler.scheduler.set_timesteps(6)
     for t in sampler.scheduler.timesteps[:2]:
         for patch, seed in (("#0", 1), ("#1", 2)):
@@ -111,10 +119,51 @@ def test_a_reused_call_passes_on_text_that_went_through_the_blocks(monkeypatch, 
 
 
 def test_what_stages_could_not_decide_alike_is_refused():
+    def check(name, **options):
+        check_method(CacheConfig.from_name(name, **options), DecisionScope(), stage)
+
     stage = LoneStage(is_first=True)
     with pytest.raises(ValueError, match="must be one of Fb, Tea, Fast, Auto.*got Ada"):
-        check_config(CacheConfig(use_cache="Ada"), DecisionScope(), stage)
-    literal = CacheConfig(use_cache="Fb", enable_adacorrection=True, adacorr_mode="literal")
+        check("Ada")
     with pytest.raises(ValueError, match="adacorr_mode must be 'adaptive'"):
-        check_config(literal, DecisionScope(), stage)
-    check_config(CacheConfig(use_cache="Fast", enable_adacorrection=True), DecisionScope(), stage)
+        check("Fb+AdaCorrection", adacorr_mode="literal")
+    with pytest.raises(ValueError, match="target_compute must be None under PipeFusion"):
+        check("Auto", target_compute=0.5)
+    check("Fast+AdaCorrection")
+
+
+def flow_solver():
+    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+
+
+def test_the_last_stage_repairs_skipped_steps_of_a_multistep_sampler():
+    """An output linear in sigma is found again exactly, whatever stood in for it."""
+    a, b, noise = torch.randn(3, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    skipped, ends = {2, 3, 5}, []
+    for staged in (False, True):
+        scheduler = flow_solver()
+        scheduler.set_timesteps(8)
+        places = read_places(scheduler, latents_known=False).steps
+        steps = LastStageSteps(scheduler) if staged else None
+        x = noise
+        for place, t in zip(places, scheduler.timesteps, strict=True):
+            output = a + b * place.coordinate
+            if staged:
+                steps.called(place, place.index not in skipped)
+                output = torch.zeros_like(a) if place.index in skipped else output
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+        ends.append(x)
+        if staged:
+            steps.release()
+            assert type(scheduler) is DPMSolverMultistepScheduler
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-5)
+
+
+def test_steps_of_patches_are_left_to_the_sampler():
+    x, output = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(0))
+    plain, taken = flow_solver(), flow_solver()
+    for scheduler in (plain, taken):
+        scheduler.set_timesteps(4)
+    LastStageSteps(taken)
+    expected, found = (each.step(output, each.timesteps[0], x)[0] for each in (plain, taken))
+    assert torch.equal(found, expected)

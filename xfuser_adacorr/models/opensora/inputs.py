@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .opensora_latents import Generators, spatial_ratio
+from .latents import Generators, spatial_ratio
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 

@@ -20,7 +20,7 @@ from xfuser_adacorr.models import (
     RectifiedFlowScheduler,
     STDiT3Transformer3DModel,
 )
-from xfuser_adacorr.models.opensora_latents import decode_latents, encode_video, latent_frames
+from xfuser_adacorr.models.opensora.latents import decode_latents, encode_video, latent_frames
 
 TEXT_CHANNELS = 16
 TEXT_TOKENS = 24
@@ -474,7 +474,7 @@ def test_a_saved_pipeline_loads_in_a_fresh_process(tmp_path):
     out = tmp_path / "out.pt"
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder), str(cache), str(out)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=300,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .stdit3 import STDiT3Transformer3DModel
-from .stdit3_blocks import rotary_frequencies
+from .blocks import rotary_frequencies
+from .transformer import STDiT3Transformer3DModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

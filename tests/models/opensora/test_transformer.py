@@ -280,14 +280,20 @@ def test_saved_model_loads_the_same(tmp_path, plain, plain_model):
     plain_model.save_pretrained(tmp_path)
     loaded = STDiT3Transformer3DModel.from_pretrained(tmp_path)
     assert dict(loaded.config)["hidden_size"] == plain.config["hidden_size"]
-    assert torch.equal(loaded(**plain.inputs).sample, plain_model(**plain.inputs).sample)
+    weights = plain_model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    # Mapped files are aligned otherwise than allocated memory, which can change the order of sums.
+    torch.testing.assert_close(loaded(**plain.inputs).sample, plain_model(**plain.inputs).sample)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_original_layout_loads(tmp_path, plain, plain_model, shards):
     loaded = load_open_sora_checkpoint(write_original(tmp_path, plain, shards=shards))
     assert not loaded.training
-    assert torch.equal(loaded(**plain.inputs).sample, plain_model(**plain.inputs).sample)
+    weights = plain_model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    # Mapped files are aligned otherwise than allocated memory, which can change the order of sums.
+    torch.testing.assert_close(loaded(**plain.inputs).sample, plain_model(**plain.inputs).sample)
 
 
 @pytest.mark.parametrize("has_ref", [True, False])

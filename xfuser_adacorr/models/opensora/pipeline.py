@@ -14,14 +14,14 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import T5EncoderModel, T5Tokenizer
 
-from .opensora_inputs import (
+from .inputs import (
     check_conditioning,
     check_noise,
     check_output,
     check_sizes,
     check_text,
 )
-from .opensora_latents import (
+from .latents import (
     FrameConditioning,
     Generators,
     decode_latents,
@@ -31,7 +31,7 @@ from .opensora_latents import (
     spatial_ratio,
 )
 from .rectified_flow import RectifiedFlowScheduler
-from .stdit3 import IMAGE_FPS, STDiT3Transformer3DModel
+from .transformer import IMAGE_FPS, STDiT3Transformer3DModel
 
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 

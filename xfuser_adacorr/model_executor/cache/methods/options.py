@@ -240,6 +240,10 @@ class StackOptions(Method):
     def answers_steps(self) -> bool:
         return isinstance(self.correction, AdaCorrection)
 
+    @property
+    def needs_steps(self) -> bool:
+        return self.answers_steps and compute_target(self.correction) is not None
+
     def make_stack(self, model: nn.Module, family: "ModelFamily") -> StackMethod:
         from .literal import LiteralBlend
 

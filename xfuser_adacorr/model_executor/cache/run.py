@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .engine import Lane
-from .intercept import InterceptedModel, intercept, intercept_step, is_intercepted, release
+from .intercept import InterceptedModel, handler_of, intercept, intercept_step, release
 from .methods.base import Call, Decision, StackRule
 from .schedulers import Places, check_scheduler, read_places, unwrapped
 from .step import Step
@@ -216,23 +216,26 @@ class RunTracker:
 
     def uninstall(self) -> None:
         self.reset()
-        for scheduler in self._schedulers:
-            release(scheduler)
+        self._release(self._schedulers)
         self._schedulers = []
         for module in self.denoisers.values():
             release(module)
 
     def _take_schedulers(self) -> None:
-        """Take over schedulers that came since; let go of those that went."""
+        """Take over schedulers that came since, or that another cache had; let go of others."""
         current = list(self.find_schedulers())
-        for scheduler in self._schedulers:
-            if not any(scheduler is other for other in current):
-                release(scheduler)
+        gone = [x for x in self._schedulers if not any(x is other for other in current)]
+        self._release(gone)
         for scheduler in current:
-            if not is_intercepted(scheduler):
+            if handler_of(scheduler) != self.step:
                 check_scheduler(scheduler)
                 intercept_step(scheduler, self.step)
         self._schedulers = current
+
+    def _release(self, schedulers: Iterable[Any]) -> None:
+        for scheduler in schedulers:
+            if handler_of(scheduler) == self.step:
+                release(scheduler)
 
     # -- runs ------------------------------------------------------------------------------------
 

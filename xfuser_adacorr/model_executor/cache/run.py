@@ -303,7 +303,7 @@ class RunTracker:
     def step(self, stepper: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer ``stepper.step(...)``."""
         run = self.run
-        if run is None or run.finished or not run.made:
+        if run is None or run.finished or not run.made or self._is_another_run(run, stepper):
             return original(*args, **kwargs)
         signature = inspect.signature(original)
         arguments = dict(signature.bind(*args, **kwargs).arguments)
@@ -326,9 +326,14 @@ class RunTracker:
             run.forget()
         return result
 
+    def _is_another_run(self, run: Run, stepper: Any) -> bool:
+        """Whether ``set_timesteps`` was called since, with no denoiser call that begins a run."""
+        track = run.tracks.get(id(stepper))
+        return track is not None and track.timesteps is not unwrapped(stepper).timesteps
+
     def _track(self, run: Run, stepper: Any) -> Track:
         track, scheduler = run.tracks.get(id(stepper)), unwrapped(stepper)
-        if track is None or track.timesteps is not scheduler.timesteps:
+        if track is None:
             track = Track(stepper, scheduler.timesteps, read_places(scheduler))
             run.tracks[id(stepper)] = track
         return track

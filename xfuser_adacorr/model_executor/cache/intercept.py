@@ -100,9 +100,12 @@ def intercept(
 
 
 def intercept_step(scheduler: Any, handler: Handler) -> None:
-    """Route ``scheduler.step(...)`` through ``handler(scheduler, original_step, ...)``."""
+    """Route ``scheduler.step(...)`` through ``handler(scheduler, original_step, ...)``, in place
+    of an earlier handler if there is one."""
+    taken = is_intercepted(scheduler)
     scheduler.__dict__[_HANDLER] = handler
-    _set_class(scheduler, _stepping_class(type(scheduler)))
+    if not taken:
+        _set_class(scheduler, _stepping_class(type(scheduler)))
 
 
 def _set_class(x: Any, cls: type) -> None:
@@ -119,6 +122,11 @@ def release(intercepted: Any) -> None:
 
 def is_intercepted(x: Any) -> bool:
     return _HANDLER in getattr(x, "__dict__", {})
+
+
+def handler_of(x: Any) -> Handler | None:
+    """What calls are routed through, None where nothing took them over."""
+    return getattr(x, "__dict__", {}).get(_HANDLER)
 
 
 def owner_of(module: Any) -> Any:

@@ -165,7 +165,7 @@ class Either(Rule):
         base = self.base.decide(call, Read(inside=read.inside, local=read.local))
         own = self.correction.decide(call, Read(outside=read.outside))
         own = replace(own, base_signal=base.base_signal)
-        if own.why in ("first", "last") or not base.compute or base.why == "last":
+        if own.why in ("first", "last") or not base.compute:
             return own
         return own.turned(True, base.why)
 
@@ -280,7 +280,8 @@ class StackRule(Rule):
         if self._calls == 0:
             return Decision(True, "first")
         decision = self.method.decide(self.state, call.step, read)
-        if self.method.forces_last and call.step.is_last:
+        forced = self.method.forces_last and not self.method.signal_only
+        if forced and call.step.is_last:
             return decision.turned(True, "last")
         return decision
 

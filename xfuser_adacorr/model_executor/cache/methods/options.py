@@ -42,7 +42,7 @@ def check_number(
     ]
     missed = [text for text, holds in limits if not holds]
     if not math.isfinite(value) or missed:
-        raise ValueError(f"{name} must be finite {' and '.join(['', *missed])}, got {value!r}")
+        raise ValueError(f"{name} must be {' and '.join(['finite', *missed])}, got {value!r}")
 
 
 def check_count(name: str, value: Any, *, least: int, optional: bool = False) -> None:
@@ -239,6 +239,10 @@ class StackOptions(Method):
     @property
     def answers_steps(self) -> bool:
         return isinstance(self.correction, AdaCorrection)
+
+    @property
+    def needs_steps(self) -> bool:
+        return self.answers_steps and compute_target(self.correction) is not None
 
     def make_stack(self, model: nn.Module, family: "ModelFamily") -> StackMethod:
         from .literal import LiteralBlend

@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from tests.tiny import all_blocks
+from xfuser_adacorr.model_executor.cache.calibration.fitting import (
+    FastRecorder,
+    LinearMapFit,
+    TeaRecorder,
+)
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.flux import FLUX
-from xfuser_adacorr.model_executor.cache.fitting import FastRecorder, LinearMapFit, TeaRecorder
 
 
 def test_tea_fit_recovers_a_polynomial():

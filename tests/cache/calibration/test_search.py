@@ -5,8 +5,12 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from xfuser_adacorr.core.refreshes import evenly_spaced
-from xfuser_adacorr.core.schedule_search import even_starts, moves, search_schedule
+from xfuser_adacorr.model_executor.cache.calibration.search import (
+    even_starts,
+    moves,
+    search_schedule,
+)
+from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
 
 STEPS, BUDGET = 14, 5
 

@@ -17,7 +17,12 @@ from diffusers import (
 
 from tests.pipelines.case import Case
 from tests.pipelines.stand_ins import TEXT, WIDTH, drawn, picture, quiet, tiny
-from tests.pipelines.video_stand_ins import IMAGE_WIDTH, clip, image_encoder, image_processor
+from tests.pipelines.video_stand_ins import (
+    IMAGE_WIDTH,
+    clip,
+    clip_image_encoder,
+    clip_image_processor,
+)
 
 CHANNELS = 16
 """Of the latents."""
@@ -130,8 +135,8 @@ CASES = [
         "wan21-i2v",
         **FROM_PICTURE,
         model=WITH_PICTURE | {"image_dim": IMAGE_WIDTH, "added_kv_proj_dim": 24},
-        image_encoder=image_encoder,
-        image_processor=image_processor,
+        image_encoder=clip_image_encoder,
+        image_processor=clip_image_processor,
     ),
     make("wan22-i2v", **FROM_PICTURE, model=WITH_PICTURE, **TWO),
     make("wan22-5b-i2v", **FROM_PICTURE, **PER_TOKEN),

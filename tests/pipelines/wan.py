@@ -38,6 +38,8 @@ MODEL = {
 }
 WITH_PICTURE = {"in_channels": 2 * CHANNELS + 4}
 """Latents, those of the picture, and 4 channels of the mask."""
+WITH_EMBEDDED_PICTURE = WITH_PICTURE | {"image_dim": IMAGE_WIDTH, "added_kv_proj_dim": 24}
+"""And tokens of the picture beside those of the text."""
 
 
 def build(cls=WanPipeline, model=None, *, experts=1, control=False, **more: Any):
@@ -134,7 +136,7 @@ CASES = [
     make(
         "wan21-i2v",
         **FROM_PICTURE,
-        model=WITH_PICTURE | {"image_dim": IMAGE_WIDTH, "added_kv_proj_dim": 24},
+        model=WITH_EMBEDDED_PICTURE,
         image_encoder=clip_image_encoder,
         image_processor=clip_image_processor,
     ),

@@ -1,0 +1,115 @@
+"""Skipping whole sampler steps, on pipelines of diffusers: exact, repeatable, and undone."""
+
+import pytest
+import torch
+
+from tests.pipelines import CASES, counted_calls, run
+from xfuser_adacorr import cache_summary, disable_cache, enable_cache
+
+EVERY = 3
+
+
+def enabled(case, every=EVERY):
+    """A new pipeline that computes every so many steps."""
+    return enable_cache(case.build(), "Schedule", schedule=every, stand_in="forecast")
+
+
+def solver_steps(case):
+    """Both evaluations of a step of Heun's are one step; PNDM's second one is a step."""
+    return case.steps + case.extra_evaluations
+
+
+def computed_steps(case):
+    """Step 0, and every third counted from the last."""
+    last = solver_steps(case) - 1
+    return [step for step in range(last + 1) if step == 0 or (last - step) % EVERY == 0]
+
+
+def expected_calls(case):
+    last = solver_steps(case) - 1
+    evaluations = (1 if step == last else case.order for step in computed_steps(case))
+    return case.calls_a_step * sum(evaluations)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def plain(case):
+    return run(case, case.build())
+
+
+@pytest.fixture(scope="module")
+def pipe(case):
+    """One pipeline for all runs that have to leave nothing behind."""
+    return enabled(case)
+
+
+@pytest.fixture(scope="module")
+def reused(case):
+    """What a pipeline of its own samples in its first run."""
+    return run(case, enabled(case))
+
+
+def test_a_schedule_that_computes_every_step_is_bit_equal(case, plain):
+    pipe = enable_cache(case.build(), "Schedule", schedule=1)
+    assert torch.equal(run(case, pipe), plain)
+    summary = cache_summary(pipe)
+    assert summary.computed_steps == summary.num_steps == solver_steps(case)
+
+
+def test_denoisers_are_called_in_computed_steps_alone(case, plain, pipe):
+    with counted_calls(case, pipe) as calls:
+        result = run(case, pipe)
+    assert result.isfinite().all() and not torch.equal(result, plain)
+    if case.calls_a_step is not None:
+        assert calls.total() == expected_calls(case)
+    summary = cache_summary(pipe)
+    assert summary.num_steps == solver_steps(case)
+    assert summary.computed_steps == len(computed_steps(case))
+    assert summary.reused_steps == solver_steps(case) - len(computed_steps(case))
+
+
+def test_a_second_run_repeats_the_first(case, pipe, reused):
+    assert torch.equal(run(case, pipe), reused)
+    assert torch.equal(run(case, pipe), reused)
+
+
+def test_another_shape_starts_anew(case, pipe, reused):
+    larger = run(case, pipe, larger=True)
+    assert torch.equal(larger, run(case, enabled(case), larger=True))
+    assert torch.equal(run(case, pipe), reused)
+
+
+def test_a_run_after_an_exception_starts_anew(case, pipe, reused):
+    name = case.denoisers[0]
+    with counted_calls(case, pipe) as calls:
+        run(case, pipe)
+    middle, seen = calls[name] // 2 + 1, 0
+
+    def fail(module, args):
+        nonlocal seen
+        seen += 1
+        if seen == middle:
+            raise OSError("the device is gone")
+
+    handle = getattr(pipe, name).register_forward_pre_hook(fail)
+    with pytest.raises(OSError, match="the device is gone"):
+        run(case, pipe)
+    handle.remove()
+    assert torch.equal(run(case, pipe), reused)
+
+
+def test_disabling_restores_the_pipeline(case, plain):
+    pipe = case.build()
+    types = [type(getattr(pipe, name)) for name in (*case.denoisers, "scheduler")]
+    enable_cache(pipe, "Schedule", schedule=EVERY, stand_in="forecast")
+    run(case, pipe)
+    disable_cache(pipe)
+    assert [type(getattr(pipe, name)) for name in (*case.denoisers, "scheduler")] == types
+    with counted_calls(case, pipe) as calls:
+        assert torch.equal(run(case, pipe), plain)
+    if case.calls_a_step is not None:
+        assert calls.total() > expected_calls(case)

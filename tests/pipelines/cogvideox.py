@@ -1,4 +1,4 @@
-"""CogVideoX and ConsisID: DDIM and the sampler that draws noise, from text, picture, and clip."""
+"""CogVideoX: DDIM and the sampler that draws noise, from text, picture, and clip."""
 
 from functools import partial
 from typing import Any

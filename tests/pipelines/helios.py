@@ -1,8 +1,14 @@
-"""Helios: chunk after chunk of frames, a sampling loop each, with a history."""
+"""Helios: chunk after chunk of frames, a sampling loop for each, or for each resolution of it."""
 
+from functools import partial
 from typing import Any
 
-from diffusers import HeliosPipeline, HeliosScheduler, HeliosTransformer3DModel
+from diffusers import (
+    HeliosPipeline,
+    HeliosPyramidPipeline,
+    HeliosScheduler,
+    HeliosTransformer3DModel,
+)
 
 from tests.pipelines import wan
 from tests.pipelines.case import Case
@@ -19,14 +25,23 @@ MODEL = {
 }
 
 
-def build():
-    """A Helios pipeline around tiny components, without a text encoder."""
+class PyramidOfTwo(HeliosPyramidPipeline):
+    """Takes its number of steps as other pipelines do, and shares it between two resolutions."""
+
+    def __call__(self, num_inference_steps: int, **arguments: Any) -> Any:
+        steps = [num_inference_steps - num_inference_steps // 2, num_inference_steps // 2]
+        return super().__call__(pyramid_num_inference_steps_list=steps, **arguments)
+
+
+def build(cls=HeliosPipeline, stages: int = 1):
+    """A Helios pipeline of that class around tiny components, without a text encoder."""
+    ends = [i / stages for i in range(stages + 1)]
     return quiet(
-        HeliosPipeline(
+        cls(
             tokenizer=None,
             text_encoder=None,
             vae=wan.autoencoder(),
-            scheduler=HeliosScheduler(stages=1, stage_range=[0, 1], gamma=1 / 3),
+            scheduler=HeliosScheduler(stages=stages, stage_range=ends, gamma=0.3),
             transformer=tiny(HeliosTransformer3DModel, **MODEL),
         )
     )
@@ -38,4 +53,12 @@ def chunks(larger: bool) -> dict[str, Any]:
     return wan.text(larger) | more
 
 
-CASES = [Case(name="helios", build=build, arguments=chunks, calls_a_step=None)]
+CASES = [
+    Case(name="helios", build=build, arguments=chunks, calls_a_step=None),
+    Case(
+        name="helios-pyramid",
+        build=partial(build, PyramidOfTwo, stages=2),
+        arguments=chunks,
+        calls_a_step=None,
+    ),
+]

@@ -7,6 +7,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Kandinsky6TI2VAPipeline,
     Kandinsky6Transformer3DModel,
+    MMAudioVAE,
+    MMAudioVocoder,
 )
 
 from tests.pipelines import hunyuan_video
@@ -15,6 +17,7 @@ from tests.pipelines.stand_ins import TEXT, WIDTH, drawn, picture, quiet, tiny
 
 CHANNELS = hunyuan_video.CHANNELS
 """Of the video's latents."""
+AUDIO_CHANNELS = 4
 MODEL = {
     "in_visual_dim": CHANNELS,
     "out_visual_dim": CHANNELS,
@@ -26,8 +29,8 @@ MODEL = {
     "num_text_blocks": 1,
     "num_visual_blocks": 2,
     "axes_dims": (4, 4, 4),
-    "in_audio_dim": 4,
-    "out_audio_dim": 4,
+    "in_audio_dim": AUDIO_CHANNELS,
+    "out_audio_dim": AUDIO_CHANNELS,
     "visual_token_type_num_embeddings": 2,
 }
 
@@ -43,7 +46,37 @@ def build():
             text_encoder_2=None,
             tokenizer_2=None,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+            audio_vae=audio_autoencoder(),
+            vocoder=vocoder(),
         )
+    )
+
+
+def audio_autoencoder() -> MMAudioVAE:
+    """Sound to latents at a rate of 16 a second."""
+    return tiny(
+        MMAudioVAE,
+        10,
+        mel_bins=8,
+        latent_channels=AUDIO_CHANNELS,
+        hidden_channels=8,
+        layers_per_block=1,
+        sample_rate=16 * 128,
+        n_fft=128,
+        hop_length=64,
+    )
+
+
+def vocoder() -> MMAudioVocoder:
+    return tiny(
+        MMAudioVocoder,
+        11,
+        num_mels=8,
+        upsample_initial_channel=4,
+        upsample_rates=(2,),
+        upsample_kernel_sizes=(4,),
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1,),),
     )
 
 

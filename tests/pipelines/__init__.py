@@ -16,6 +16,7 @@ from tests.pipelines import (
     hunyuan_video,
     kandinsky5,
     kandinsky5_image,
+    kandinsky6,
     latte,
     ltx,
     ltx2,
@@ -32,6 +33,7 @@ from tests.pipelines import (
     stable_video_diffusion,
     unet_samplers,
     wan,
+    wan_descendants,
     z_image,
 )
 from tests.pipelines.case import Case, counted_calls, evaluations, flat, run
@@ -52,6 +54,7 @@ FAMILIES = [
     hunyuan_video,
     kandinsky5,
     kandinsky5_image,
+    kandinsky6,
     latte,
     ltx,
     ltx2,
@@ -68,6 +71,7 @@ FAMILIES = [
     stable_video_diffusion,
     unet_samplers,
     wan,
+    wan_descendants,
     z_image,
 ]
 """Modules with a list ``CASES`` each."""

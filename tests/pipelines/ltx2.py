@@ -8,11 +8,13 @@ from diffusers import (
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     FlowMatchEulerDiscreteScheduler,
+    LTX2ConditionPipeline,
     LTX2ImageToVideoPipeline,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 
 from tests.pipelines.case import Case
 from tests.pipelines.stand_ins import TEXT, WIDTH, drawn, picture, quiet, tiny
@@ -136,8 +138,20 @@ def with_picture(larger: bool) -> dict[str, Any]:
     return text(larger) | {"image": picture(5, **size(larger)), "image_crf": 0}
 
 
+def conditioned(larger: bool) -> dict[str, Any]:
+    """The last latent frame is given, not quite."""
+    frame = 255 * picture(5, **size(larger))
+    condition = LTX2VideoCondition(frame, index=-1, strength=0.8, crf=0)
+    return text(larger) | {"conditions": [condition]}
+
+
 CASES = [
     Case(name="ltx2", build=build, arguments=text),
     Case(name="ltx2-three-guidances", build=build, arguments=all_guidance, calls_a_step=3),
     Case(name="ltx2-i2v", build=partial(build, LTX2ImageToVideoPipeline), arguments=with_picture),
+    Case(
+        name="ltx2-condition",
+        build=partial(build, LTX2ConditionPipeline),
+        arguments=conditioned,
+    ),
 ]

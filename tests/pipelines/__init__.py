@@ -2,11 +2,13 @@
 
 from tests.pipelines import (
     chroma,
+    cogview3,
     flux,
     flux2,
     flux_descendants,
     hidream,
     kandinsky5_image,
+    learned_variance,
     pag,
     pixart,
     qwenimage,
@@ -20,11 +22,13 @@ from tests.pipelines.case import Case, counted_calls, evaluations, flat, run
 
 FAMILIES = [
     chroma,
+    cogview3,
     flux,
     flux2,
     flux_descendants,
     hidream,
     kandinsky5_image,
+    learned_variance,
     pag,
     pixart,
     qwenimage,

@@ -8,13 +8,23 @@ from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
     LTXConditionPipeline,
+    LTXI2VLongMultiPromptPipeline,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
 
 from tests.pipelines.case import Case
-from tests.pipelines.stand_ins import TEXT, WIDTH, drawn, picture, quiet, tiny
+from tests.pipelines.stand_ins import (
+    TEXT,
+    WIDTH,
+    drawn,
+    picture,
+    quiet,
+    t5_encoder,
+    t5_tokenizer,
+    tiny,
+)
 
 CHANNELS = 8
 """Of the latents."""
@@ -32,14 +42,14 @@ MODEL = {
 SHIFT = {"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "shift_terminal": 0.1}
 
 
-def build(cls=LTXPipeline, shift=SHIFT):
-    """An LTX pipeline of that class around tiny components, without a text encoder."""
+def build(cls=LTXPipeline, shift=SHIFT, text_encoder=None, tokenizer=None):
+    """An LTX pipeline of that class around tiny components; those of the text if made here."""
     return quiet(
         cls(
             scheduler=FlowMatchEulerDiscreteScheduler(**shift),
             vae=autoencoder(),
-            text_encoder=None,
-            tokenizer=None,
+            text_encoder=text_encoder and text_encoder(),
+            tokenizer=tokenizer and tokenizer(),
             transformer=tiny(LTXVideoTransformer3DModel, **MODEL),
         )
     )
@@ -82,6 +92,21 @@ def conditioned(larger: bool) -> dict[str, Any]:
     return with_picture(larger) | {"image_cond_noise_scale": 0.15}
 
 
+def windows(larger: bool) -> dict[str, Any]:
+    """A loop for each of two windows of 3 latent frames; the last timestep is never sampled."""
+    return {
+        "prompt": "a b|c d",
+        "negative_prompt": "e",
+        "guidance_scale": 3.0,
+        "max_sequence_length": 8,
+        "num_frames": 33,
+        "temporal_tile_size": 24,
+        "temporal_overlap": 8,
+        "seed": None,
+        **size(larger),
+    }
+
+
 CASES = [
     Case(name="ltx", build=build, arguments=text),
     Case(name="ltx-unguided", build=build, arguments=partial(text, guidance=1.0)),
@@ -90,5 +115,13 @@ CASES = [
         name="ltx-condition",
         build=partial(build, LTXConditionPipeline, {"shift": 3.0}),
         arguments=conditioned,
+    ),
+    Case(
+        name="ltx-windows",
+        build=partial(
+            build, LTXI2VLongMultiPromptPipeline, {"shift": 3.0}, t5_encoder, t5_tokenizer
+        ),
+        arguments=windows,
+        calls_a_step=None,
     ),
 ]

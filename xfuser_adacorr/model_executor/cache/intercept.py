@@ -73,8 +73,17 @@ def _plain(cls: type) -> Any:
 
 
 def _subclass(cls: type, mixin: type, **members: Any) -> type:
+    """A subclass that equals ``cls``: pipelines compare ``type(scheduler)`` with classes."""
+
+    class Alike(type(cls)):
+        def __eq__(self, other: object) -> bool:
+            return other is self or other is cls
+
+        def __hash__(self) -> int:
+            return hash(cls)
+
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (mixin, cls), {**names, "_intercepts": cls, **members})
+    return Alike(cls.__name__, (mixin, cls), {**names, "_intercepts": cls, **members})
 
 
 @cache

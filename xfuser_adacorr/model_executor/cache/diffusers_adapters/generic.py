@@ -41,7 +41,8 @@ INTERLEAVED = {
 LATENTS = ("hidden_states", "sample", "x", "img")
 TIMESTEPS = ("timestep", "timesteps", "t")
 TEXT = ("encoder", "context", "text", "txt", "prompt", "caption")
-"""Beginnings of the names of streams that the model's head does not read. Others are latents."""
+"""Beginnings of the names of streams that the model's head does not read. Others are latents, which
+are reused together with the output stream."""
 
 
 def infer_family(transformer: nn.Module) -> ModelFamily:
@@ -108,9 +109,10 @@ def _forward_argument(transformer: nn.Module, names: Sequence[str], meaning: str
     for name in names:
         if name in parameters:
             return name
+    taken = ", ".join(list(parameters)[:6]) + (", ..." if len(parameters) > 6 else "")
     raise ValueError(
         f"the forward of {type(transformer).__name__} has no argument for the {meaning}: it takes "
-        f"{', '.join(parameters)}; known names are {', '.join(names)}"
+        f"{taken}; known names are {', '.join(names)}"
     )
 
 
@@ -154,14 +156,10 @@ def resolve_returns(
     stream = block_list.streams[0]
     results = result if isinstance(result, (tuple, list)) else (result,)
     returns = _returned_streams(block_list, arguments, results)
-    latents = tuple(name for name in returns if name and not name.startswith(TEXT))
-    streams = tuple(name for name in returns if name and (name.startswith(TEXT) or name == stream))
-    found = replace(
-        block_list,
-        streams=streams,
-        returns=returns,
-        packed=tuple(name for name in latents if name != stream),
-    )
+    latents = [name for name in returns if name and not name.startswith(TEXT)]
+    packed = tuple(name for name in latents if name != stream)
+    streams = tuple(name for name in returns if name and name not in packed)
+    found = replace(block_list, streams=streams, returns=returns, packed=packed)
     x = arguments[stream]
     if before is None or found.packed or x.shape == before[stream].shape:
         return found
@@ -200,25 +198,28 @@ def _returned_streams(
         )
     if len(returned) == 1:
         given = {stream: given[stream]}
-    best, least = None, float("inf")
-    for names in permutations(given, len(returned)):
-        pairs = [(given[name], x) for name, x in zip(names, returned, strict=True)]
-        if stream in names and all(x.shape == start.shape for start, x in pairs):
-            distance = sum(_distance(start, x) for start, x in pairs)
-            if best is None or distance < least:
-                best, least = names, distance
-    if best is None:
+    fitting = [
+        names
+        for names in permutations(given, len(returned))
+        if stream in names
+        and all(given[name].shape == x.shape for name, x in zip(names, returned, strict=True))
+    ]
+    if not fitting:
         raise ValueError(
             f"{block_list.attribute}: its blocks return {[_shape(x) for x in results]}, which do "
             f"not continue { ({name: _shape(x) for name, x in given.items()}) }"
         )
-    found = iter(best)
+    names = fitting[0]
+    if len(fitting) > 1:  # only then values are read, which a device has to wait for
+        names = min(fitting, key=lambda names: _distance([given[name] for name in names], returned))
+    found = iter(names)
     return tuple(None if x is None else next(found) for x in results)
 
 
-def _distance(given: Tensor, x: Tensor) -> float:
-    given, x = given.float(), x.float()
-    return float((x - given).norm() / given.norm().clamp_min(1e-12))
+def _distance(given: Sequence[Tensor], returned: Sequence[Tensor]) -> float:
+    """Sum of the relative changes from what was given to what was returned."""
+    pairs = [(start.float(), x.float()) for start, x in zip(given, returned, strict=True)]
+    return sum(float((x - start).norm() / start.norm().clamp_min(1e-12)) for start, x in pairs)
 
 
 def _is_transposed(x: Tensor, before: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.configuration_utils import FrozenDict
 
 from tests.samplers import FLOW, SCHEDULERS
 from xfuser_adacorr import enable_cache
@@ -63,7 +63,7 @@ def test_places_of_flow_matching_are_its_sigmas(make):
     scheduler = make()
     steps = places_of(scheduler)
     sigmas = scheduler.sigmas.double()
-    for step, sigma, after in zip(steps, sigmas, sigmas[1:], strict=True):
+    for step, (sigma, after) in zip(steps, pairwise(sigmas), strict=True):
         assert (step.sigma, step.sigma_next) == pytest.approx((float(sigma), float(after)))
         assert step.coordinate == step.sigma
         assert step.step_gain == pytest.approx(float(sigma - after))
@@ -122,6 +122,7 @@ def test_places_of_variance_exploding_samplers(make, prediction):
         assert step.sigma == pytest.approx(math.sin(angle))
         assert step.scale == pytest.approx(1.0 / math.sqrt(float(level) ** 2 + 1.0))
         latents = x0 + level * noise
+        scheduler._step_index = step.index
         scaled = scheduler.scale_model_input(latents, scheduler.timesteps[step.index])
         torch.testing.assert_close(scaled, step.scale * latents, rtol=1e-4, atol=1e-4)
         output = OUTPUTS[prediction](x0, noise, math.cos(angle), math.sin(angle))
@@ -153,7 +154,7 @@ def test_places_of_edm(make, prediction):
 class Unknown:
     """A sampler that tells nothing but its timesteps."""
 
-    config = SimpleNamespace()
+    config = FrozenDict()
 
     def __init__(self, timesteps):
         self.timesteps = torch.tensor(timesteps)

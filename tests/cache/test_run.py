@@ -47,10 +47,17 @@ def is_literal(config):
     return isinstance(getattr(config, "correction", None), Literal)
 
 
-each_config = pytest.mark.parametrize(
-    "config", CONFIGS, ids=[c.name + (" literal" if is_literal(c) else "") for c in CONFIGS]
-)
+def name_of(config):
+    return config.name + (" literal" if is_literal(config) else "")
+
+
+each_config = pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 bare_or_not = pytest.mark.parametrize("bare", [False, True], ids=["scheduler", "bare"])
+EVERYWHERE = [(config, False) for config in CONFIGS]
+EVERYWHERE += [(CONFIGS[i], True) for i in (0, 3, 4, 7)]
+each_config_everywhere = pytest.mark.parametrize(
+    ("config", "bare"), EVERYWHERE, ids=[name_of(c) + (" bare" if b else "") for c, b in EVERYWHERE]
+)
 
 
 def enabled(config, bare=False):
@@ -73,8 +80,7 @@ def current_run(sampler):
 # -- taking over and giving back -------------------------------------------------------------------
 
 
-@each_config
-@bare_or_not
+@each_config_everywhere
 def test_disabling_restores_the_model_bit_for_bit(sampler, config, bare):
     model, scheduler = sampler.transformer, sampler.scheduler
     plain, before = sampler.run(STEPS), dict(model.__dict__)
@@ -93,8 +99,7 @@ def test_disabling_restores_the_model_bit_for_bit(sampler, config, bare):
     assert torch.equal(sampler.run(STEPS), plain)
 
 
-@each_config
-@bare_or_not
+@each_config_everywhere
 def test_disabling_frees_everything(sampler, config, bare):
     enable_cache(sampler.transformer, config, scheduler=None if bare else sampler.scheduler)
     sampler.run(6, finish=False, stop_after=4)
@@ -117,16 +122,14 @@ def test_blocks_called_outside_the_transformer_are_plain(sampler):
 # -- one run after another -------------------------------------------------------------------------
 
 
-@each_config
-@bare_or_not
+@each_config_everywhere
 def test_second_run_equals_the_first(config, bare):
     sampler = enabled(config, bare)
     first = sampler.run(STEPS)
     assert torch.equal(sampler.run(STEPS), first)
 
 
-@each_config
-@bare_or_not
+@each_config_everywhere
 def test_cancelled_run_leaves_nothing_behind(config, bare):
     sampler = enabled(config, bare)
     expected = sampler.run(STEPS, seed=1)
@@ -142,8 +145,7 @@ def test_run_without_an_end_signal_is_followed_by_a_clean_one(config):
     assert torch.equal(sampler.run(STEPS, seed=1), cached_run(config, seed=1))
 
 
-@each_config
-@bare_or_not
+@each_config_everywhere
 def test_exception_leaves_nothing_behind(config, bare):
     sampler = enabled(config, bare)
     handle = all_blocks(sampler.transformer)[3].register_forward_hook(
@@ -169,8 +171,7 @@ def test_exception_in_the_scheduler_leaves_nothing_behind(config, monkeypatch):
     assert torch.equal(sampler.run(STEPS, seed=1), cached_run(config, seed=1))
 
 
-@each_config
-@bare_or_not
+@each_config_everywhere
 def test_change_of_shape_or_batch_begins_anew(config, bare):
     sampler = enabled(config, bare)
     sampler.run(STEPS, finish=False, stop_after=6)
@@ -244,8 +245,7 @@ def test_the_end_of_a_run_frees_all_tensors():
 # -- branches --------------------------------------------------------------------------------------
 
 
-@each_config
-@bare_or_not
+@each_config_everywhere
 def test_branches_are_kept_apart(config, bare):
     """True CFG at scale 1 must give the conditional result, whatever uncond caches."""
     sampler = enabled(config, bare)

@@ -1,292 +1,261 @@
-"""AdaCorrection under diffusers' samplers: the schedule, and properties of the compensation."""
+"""What is read of diffusers' samplers, against their formulas."""
 
-import logging
 import math
+from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.configuration_utils import FrozenDict
 
-from tests.samplers import FLOW, SCHEDULERS, Loop, linear_loop, relative_error
-from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.core.schedule import (
-    followed,
-    fractional_index,
-    noise_angle,
-    velocity_weights,
+from tests.samplers import FLOW, SCHEDULERS
+from xfuser_adacorr import enable_cache
+from xfuser_adacorr.model_executor.cache.adacorrection.velocity import as_output, as_velocity
+from xfuser_adacorr.model_executor.cache.schedulers import (
+    describe_sampler,
+    log_snrs,
+    read_places,
+    repair_of,
 )
-from xfuser_adacorr.model_executor.cache import correction
-from xfuser_adacorr.model_executor.cache.samplers import read_schedule
 
 STEPS = 14
-LOOSE = CacheConfig(use_cache="Auto", adacorr_tolerance=0.3)
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 
 
-def cached(loop, config=LOOSE, **kwargs):
-    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
-    try:
-        return loop.run(STEPS, **kwargs), cache_summary(loop.transformer)
-    finally:
-        disable_cache(loop.transformer)
-
-
-def refreshed_steps(summary):
-    return [call.step_index for call in summary.trace.calls if call.refreshed]
+def places_of(scheduler, steps=STEPS):
+    scheduler.set_timesteps(steps)
+    return read_places(scheduler).steps
 
 
 @every_scheduler
-@pytest.mark.parametrize("guidance", [None, 2.0])
-def test_output_linear_in_time_gives_the_uncached_latents(name, guidance, monkeypatch):
-    """The line through two refreshes is exact, so only the call reused before the second is wrong,
-    and the blend at that refresh is exact: everything is repaired to rounding."""
-    loop = linear_loop(name)
-    plain = loop.run(STEPS, guidance=guidance)
-    x, summary = cached(loop, guidance=guidance)
-    refreshed = refreshed_steps(summary)
-    assert 1 not in refreshed and len(set(refreshed)) < STEPS - 3
-    assert relative_error(x, plain) < 1e-4
-    monkeypatch.setattr(correction, "mending_of", lambda scheduler: "none")
-    forecast_only, _ = cached(linear_loop(name), guidance=guidance)
-    assert relative_error(forecast_only, plain) > 5 * relative_error(x, plain)
-
-
-@every_scheduler
-@pytest.mark.parametrize("begin", [1, 5])
-def test_a_run_that_begins_late_is_compensated_too(name, begin):
-    """As image-to-image does with its strength."""
-    loop = linear_loop(name)
-    plain = loop.run(STEPS, begin=begin)
-    x, summary = cached(loop, begin=begin)
-    assert refreshed_steps(summary)[0] == begin
-    assert summary.trace.calls[-1].step_index == len(loop.scheduler.timesteps) - 1
-    assert summary.reused_steps > 0
-    assert relative_error(x, plain) < 1e-4
+def test_places_have_an_entry_for_every_step_and_fall(name):
+    scheduler = SCHEDULERS[name]()
+    steps = places_of(scheduler)
+    calls = len(scheduler.timesteps)
+    assert [step.index for step in steps] == list(range(calls))
+    assert [step.remaining for step in steps] == list(range(calls, 0, -1))
+    assert [step.timestep for step in steps] == scheduler.timesteps.tolist()
+    assert all(step.exact and not step.follows for step in steps)
+    assert all(0.0 < step.step_gain < 1.6 for step in steps if name != "pndm")
+    for before, after in pairwise(steps):
+        assert after.sigma == pytest.approx(before.sigma_next)
+        assert after.coordinate < before.coordinate or name == "pndm"
+    assert 0.9 < steps[0].coordinate < 1.01 and steps[-1].coordinate < 0.2
 
 
 @pytest.mark.parametrize(
-    "make, schedule",
-    [
-        (
-            lambda: FlowMatchEulerDiscreteScheduler(),
-            {"sigmas": [1.0, 0.97, 0.9, 0.8, 0.72, 0.5, 0.4, 0.3, 0.1]},
-        ),
-        (
-            lambda: UniPCMultistepScheduler(**FLOW),
-            {"sigmas": np.array([0.99, 0.97, 0.9, 0.8, 0.72, 0.5, 0.4, 0.3, 0.1])},
-        ),
-        (
-            lambda: DPMSolverMultistepScheduler(),
-            {"timesteps": [999, 950, 900, 810, 700, 500, 400, 250, 60]},
-        ),
-    ],
+    "make", [lambda: FlowMatchEulerDiscreteScheduler(shift=3.0), SCHEDULERS["unipc-3-flow"]]
 )
-def test_custom_schedules_are_compensated(make, schedule, monkeypatch):
-    monkeypatch.setitem(SCHEDULERS, "custom", make)
-    loop = linear_loop("custom")
-    plain = loop.run(schedule=schedule)
-    x, summary = cached(loop, schedule=schedule)
-    assert summary.num_steps == 9 and summary.reused_steps > 0
-    assert relative_error(x, plain) < 1e-4
+def test_places_of_flow_matching_are_its_sigmas(make):
+    scheduler = make()
+    steps = places_of(scheduler)
+    sigmas = scheduler.sigmas.double()
+    for step, (sigma, after) in zip(steps, pairwise(sigmas), strict=True):
+        assert (step.sigma, step.sigma_next) == pytest.approx((float(sigma), float(after)))
+        assert step.coordinate == step.sigma
+        assert step.step_gain == pytest.approx(float(sigma - after))
+        assert (step.velocity, step.scale, step.mass) == ((1.0, 0.0), 1.0, 1.0)
 
 
-@every_scheduler
-def test_a_cache_that_never_hits_is_bit_equal(name):
-    loop = Loop(SCHEDULERS[name]())
-    plain = loop.run(STEPS)
-    x, summary = cached(loop, CacheConfig(use_cache="Auto", adacorr_gamma=1e12))
-    assert summary.compute_fraction == 1.0
-    assert torch.equal(x, plain)
+OUTPUTS = {
+    "epsilon": lambda x0, noise, cos, sin: noise,
+    "sample": lambda x0, noise, cos, sin: x0,
+    "v_prediction": lambda x0, noise, cos, sin: cos * noise - sin * x0,
+}
 
 
-@every_scheduler
-def test_runs_after_another_or_after_a_cancelled_one_are_equal(name):
-    loop = Loop(SCHEDULERS[name]())
-    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
-    first = loop.run(STEPS)
-    assert cache_summary(loop.transformer).reused_steps > 0
-    loop.run(STEPS, stop_after=5)
-    assert torch.equal(loop.run(STEPS), first)
-    assert torch.equal(loop.run(STEPS), first)
+def assert_velocity_is_noise_minus_picture(step, latents, output, x0, noise):
+    velocity = as_velocity(output, latents, step)
+    torch.testing.assert_close(velocity, (noise - x0).float(), rtol=2e-3, atol=2e-3)
+    restored = as_output(velocity, latents, step)
+    torch.testing.assert_close(restored, output.float(), rtol=1e-3, atol=1e-3)
 
 
-# -- the schedule ---------------------------------------------------------------------------------
+def pictures():
+    return torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 
 
-def test_followed_is_the_derivative_of_ddims_step_by_the_output():
-    """DDIM written out; relative to the latents' scale before the step."""
-    alpha, alpha_next = 0.3, 0.55
-    ends = {}
-    for prediction in ("epsilon", "sample", "v_prediction"):
-
-        def step(output, prediction=prediction, x=0.7):
-            root, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
-            x0 = {
-                "epsilon": (x - noise * output) / root,
-                "sample": output,
-                "v_prediction": root * x - noise * output,
-            }[prediction]
-            eps = (x - root * x0) / noise
-            return math.sqrt(alpha_next) * x0 + math.sqrt(1 - alpha_next) * eps
-
-        ends[prediction] = abs(step(1.0) - step(0.0))
-    angle, following = noise_angle(alpha), noise_angle(alpha_next)
-    scale = math.cos(following) / math.cos(angle)  # from the scale after the step
-    for prediction in ("epsilon", "sample"):
-        assert followed(prediction, angle, following) * scale == pytest.approx(ends[prediction])
-    assert math.sin(followed("v_prediction", angle, following)) == pytest.approx(
-        ends["v_prediction"]
-    )
-    level, level_next = math.tan(angle), math.tan(following)
-    assert followed("epsilon", angle, following) == pytest.approx(
-        abs(level_next - level) / math.sqrt(1 + level**2)
-    )
+@pytest.mark.parametrize("prediction", OUTPUTS)
+@pytest.mark.parametrize("make", [DDIMScheduler, DDPMScheduler])
+def test_places_of_ddpms_betas(make, prediction):
+    """x = cos(phi) x0 + sin(phi) noise with cos(phi)^2 the cumulative product of alphas."""
+    scheduler = make(prediction_type=prediction)
+    steps = places_of(scheduler)
+    x0, noise = pictures()
+    times = scheduler.timesteps.tolist()
+    for step, t, after in zip(steps, times, [*times[1:], None], strict=True):
+        alpha = float(scheduler.alphas_cumprod[t].double())
+        alpha_next = 1.0 if after is None else float(scheduler.alphas_cumprod[after].double())
+        cos, sin = math.sqrt(alpha), math.sqrt(1.0 - alpha)
+        assert step.sigma == pytest.approx(sin)
+        assert step.coordinate == pytest.approx(t / 1000)
+        assert step.mass == pytest.approx(cos + sin) and step.scale == 1.0
+        if step.remaining > 1:
+            assert step.sigma_next == pytest.approx(math.sqrt(1.0 - alpha_next))
+        latents = cos * x0 + sin * noise
+        output = OUTPUTS[prediction](x0, noise, cos, sin)
+        assert_velocity_is_noise_minus_picture(step, latents, output, x0, noise)
 
 
-@pytest.mark.parametrize("angle", [0.01, 0.7, 1.56])
-def test_velocity_weights_give_noise_minus_picture(angle):
-    x0, noise = 0.7, -1.3
-    latents = math.cos(angle) * x0 + math.sin(angle) * noise
-    outputs = {
-        "epsilon": noise,
-        "sample": x0,
-        "v_prediction": math.cos(angle) * noise - math.sin(angle) * x0,
-    }
-    for prediction, output in outputs.items():
-        p, q = velocity_weights(prediction, angle)
-        assert p * output + q * latents == pytest.approx(noise - x0)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("make", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
+def test_places_of_variance_exploding_samplers(make, prediction):
+    """Latents are x0 + level * noise, which pipelines divide by sqrt(level^2 + 1)."""
+    scheduler = make(prediction_type=prediction)
+    steps = places_of(scheduler)
+    x0, noise = pictures()
+    for step, level in zip(steps, scheduler.sigmas.double(), strict=False):
+        angle = math.atan(float(level))
+        assert step.sigma == pytest.approx(math.sin(angle))
+        assert step.scale == pytest.approx(1.0 / math.sqrt(float(level) ** 2 + 1.0))
+        latents = x0 + level * noise
+        scheduler._step_index = step.index
+        scaled = scheduler.scale_model_input(latents, scheduler.timesteps[step.index])
+        torch.testing.assert_close(scaled, step.scale * latents, rtol=1e-4, atol=1e-4)
+        output = OUTPUTS[prediction](x0, noise, math.cos(angle), math.sin(angle))
+        assert_velocity_is_noise_minus_picture(step, latents, output, x0, noise)
 
 
-def test_followed_is_finite_at_zero_terminal_snr():
-    assert followed("v_prediction", noise_angle(0.0), noise_angle(0.1)) < math.pi / 2
-    assert followed("epsilon", noise_angle(0.0), noise_angle(0.1)) == pytest.approx(1.0)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("make", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_places_of_edm(make, prediction):
+    """The picture is ``c_skip x + c_out F`` of the model's output F, as the scheduler has it."""
+    scheduler = make(prediction_type=prediction)
+    steps = places_of(scheduler)
+    x0, noise = pictures()
+    for step, level in zip(steps, scheduler.sigmas.double(), strict=False):
+        latents = x0 + level * noise
+        data = scheduler.config.sigma_data
+        skip = data**2 / (level**2 + data**2)
+        out = level * data / (level**2 + data**2).sqrt()
+        output = (x0 - skip * latents) / (out if prediction == "epsilon" else -out)
+        sample = scheduler.precondition_outputs(latents, output, level)
+        torch.testing.assert_close(sample, x0)  # the formula is the scheduler's
+        velocity = as_velocity(output, latents, step)
+        wanted = (noise - x0).float()
+        assert float((velocity - wanted).norm() / wanted.norm()) < 0.01
+        assert step.coordinate == pytest.approx(math.atan(float(level)) / (math.pi / 2))
+        assert step.sigma == pytest.approx(math.sin(math.atan(float(level))))
 
 
-def test_fractional_index_interpolates_and_goes_on_outside():
-    table = [0.0, 1.0, 3.0]
-    assert [fractional_index(table, v) for v in (0.0, 0.5, 2.0, 3.0, 5.0, -1.0)] == [
-        *(0.0, 0.5, 1.5, 2.0, 3.0, -1.0)
-    ]
+class Unknown:
+    """A sampler that tells nothing but its timesteps."""
+
+    config = FrozenDict()
+
+    def __init__(self, timesteps):
+        self.timesteps = torch.tensor(timesteps)
+
+    def step(self, model_output, timestep, sample):
+        return (sample,)
 
 
-@every_scheduler
-def test_schedules_have_an_entry_for_every_call_and_fall(name):
-    scheduler = SCHEDULERS[name]()
-    scheduler.set_timesteps(STEPS)
-    schedule, calls = read_schedule(scheduler), len(scheduler.timesteps)
-    assert len(schedule.coordinates) == len(schedule.followed) == calls == len(schedule.sigmas) - 1
-    assert all(0.0 < step < 1.6 for step in schedule.followed if name != "pndm")
-    ends = zip(schedule.coordinates, schedule.coordinates[1:], strict=False)
-    assert all(b < a or name == "pndm" for a, b in ends)
-    assert 0.9 < schedule.coordinates[0] < 1.01 and schedule.coordinates[-1] < 0.2
+def test_places_of_an_unknown_sampler_are_its_timesteps_over_the_largest():
+    steps = read_places(Unknown([800.0, 500.0, 100.0])).steps
+    assert [step.sigma for step in steps] == pytest.approx([1.0, 0.625, 0.125])
+    assert [step.coordinate for step in steps] == pytest.approx([1.0, 0.625, 0.125])
+    assert [step.sigma_next for step in steps] == pytest.approx([0.625, 0.125, 0.0])
+    assert [step.step_gain for step in steps] == pytest.approx([0.375, 0.5, 0.125])
+    assert all(step.velocity == (1.0, 0.0) for step in steps)
+    assert [step.remaining for step in steps] == [3, 2, 1]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_an_unknown_sampler_may_stand_at_zero():
+    assert [step.sigma for step in read_places(Unknown([0.0])).steps] == [0.0]
+
+
+@pytest.mark.parametrize("make", [HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
+def test_steps_of_heun_like_samplers_are_the_solvers(make):
+    """Of 2 N - 1 calls the second of each step follows; the last step makes one."""
+    steps = places_of(make(), 5)
+    assert [step.index for step in steps] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert [step.follows for step in steps] == [False, True] * 4 + [False]
+    assert [step.remaining for step in steps] == [5, 5, 4, 4, 3, 3, 2, 2, 1]
+
+
 @pytest.mark.parametrize("make", [DDIMScheduler, lambda: PNDMScheduler(skip_prk_steps=True)])
-def test_calls_are_placed_by_their_timestep(make, scale):
-    """Whether the transformer is given timesteps or fractions; also where one repeats."""
-    from xfuser_adacorr.model_executor.cache.clock import SchedulerClock
-
+def test_a_run_that_begins_late_is_placed_by_its_timestep(make):
+    """Also where one repeats (PNDM): its first call."""
     scheduler = make()
     scheduler.set_timesteps(10)
-    clock = SchedulerClock(lambda: scheduler)
-    assert clock.run_began() and not clock.run_began()
-    last, places = None, []
-    for calls, t in enumerate(scheduler.timesteps.tolist()):
-        last = clock.locate(calls, t * scale * (1 + 1e-4), last)
-        places.append((last.index, last.remaining))
-    total = len(scheduler.timesteps)
-    assert places == [(i, total - i) for i in range(total)]
-    again = clock.locate(0, scheduler.timesteps.tolist()[0] * scale, last)
-    assert not clock.continues(last, again)
+    places, times = read_places(scheduler), scheduler.timesteps.tolist()
+    for t in times:
+        assert places.nearest(t * (1 + 1e-4)) == times.index(t)
 
 
-# -- samplers without compensation ----------------------------------------------------------------
+def test_sigmas_hold_what_the_last_step_steps_to():
+    scheduler = SCHEDULERS["flow-euler"]()
+    scheduler.set_timesteps(4)
+    assert read_places(scheduler).sigmas == pytest.approx(scheduler.sigmas.tolist())
 
 
 @pytest.mark.parametrize(
-    "make, options",
+    ("make", "kind"),
     [
-        (lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), {}),
-        (EulerAncestralDiscreteScheduler, {}),
-        (DDPMScheduler, {}),
-        (lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), {}),
-        (DDIMScheduler, {"eta": 0.5}),
+        (FlowMatchEulerDiscreteScheduler, "euler"),
+        (lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "none"),
+        (FlowMatchHeunDiscreteScheduler, "none"),
+        (DDIMScheduler, "resample"),
+        (DDPMScheduler, "none"),
+        (EulerDiscreteScheduler, "resample"),
+        (EulerAncestralDiscreteScheduler, "none"),
+        (DPMSolverMultistepScheduler, "resample"),
+        (lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "none"),
+        (lambda: PNDMScheduler(skip_prk_steps=True), "resample"),
+        (PNDMScheduler, "none"),
+        (UniPCMultistepScheduler, "resample"),
+        (lambda: UniPCMultistepScheduler(solver_p=DDIMScheduler()), "none"),
+        (EDMEulerScheduler, "none"),
     ],
 )
-def test_stochastic_samplers_get_the_forecast_alone_and_one_warning(make, options, caplog):
-    correction._warn_once.cache_clear()
-    loop = Loop(make())
-    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
-    with caplog.at_level(logging.WARNING, logger=correction.__name__):
-        runs = []
-        for _ in range(2):
-            torch.manual_seed(0)
-            runs.append(loop.run(STEPS, step_options=options))
-    assert cache_summary(loop.transformer).reused_steps > 0
-    assert torch.equal(*runs) and torch.isfinite(runs[0]).all()
-    warnings = [r.getMessage() for r in caplog.records if r.name == correction.__name__]
-    assert len(warnings) == 1
-    assert "without compensation" in warnings[0] and type(loop.scheduler).__name__ in warnings[0]
+def test_repair_that_fits_a_sampler(make, kind):
+    assert repair_of(make()) == kind
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        HeunDiscreteScheduler,
-        FlowMatchHeunDiscreteScheduler,
-        EDMEulerScheduler,
-        lambda: PNDMScheduler(skip_prk_steps=False),
-        lambda: DPMSolverMultistepScheduler(use_flow_sigmas=True),
-    ],
-)
-def test_what_cannot_be_corrected_is_refused(make, transformer):
-    with pytest.raises(ValueError, match=r"scheduler.*for AdaCorrection"):
-        enable_cache(transformer, "Auto", scheduler=make())
-
-
-def test_the_refusal_names_what_is_accepted(transformer):
-    with pytest.raises(ValueError, match="DDIMScheduler.*UniPCMultistepScheduler"):
-        enable_cache(transformer, "Auto", scheduler=HeunDiscreteScheduler())
+def test_options_that_change_what_a_step_does_are_described():
+    described = describe_sampler(DPMSolverMultistepScheduler(solver_order=3, **FLOW))
+    assert (described["class"], described["solver_order"]) == ("DPMSolverMultistepScheduler", 3)
+    assert described["prediction_type"] == "flow_prediction"
+    assert "flow_shift" not in described  # the noise levels have it
 
 
 def test_something_that_is_no_scheduler_is_refused(transformer):
-    with pytest.raises(ValueError, match="timesteps and a config.*got object"):
+    with pytest.raises(ValueError, match=r"scheduler must have timesteps.*object lacks timesteps"):
         enable_cache(transformer, "Fb", scheduler=object())
 
 
-def test_a_scheduler_swapped_for_an_impossible_one_is_refused_in_the_run():
-    loop = Loop(SCHEDULERS["dpm-2"]())
-
-    class Pipe:
-        transformer, scheduler = loop.transformer, loop.scheduler
-
-    enable_cache(Pipe, "Auto")
-    Pipe.scheduler = loop.scheduler = HeunDiscreteScheduler()
-    with pytest.raises(ValueError, match="once a step"):
-        loop.run(STEPS)
+def test_a_scheduler_whose_step_takes_other_arguments_is_refused(transformer):
+    other = Unknown([1.0])
+    other.step = lambda model_output, sample: None
+    with pytest.raises(ValueError, match=r"step\(\) of Unknown must take.*it lacks timestep"):
+        enable_cache(transformer, "Auto", scheduler=other)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [HeunDiscreteScheduler, KDPM2DiscreteScheduler, DDPMScheduler, EDMEulerScheduler],
-)
-def test_base_methods_alone_work_under_any_scheduler(make):
-    loop = Loop(make())
-    config = CacheConfig(use_cache="Tea", rel_l1_thresh=0.4)
-    _, summary = cached(loop, config)
-    assert summary.num_steps == len(loop.scheduler.timesteps)
-    assert summary.reused_steps > 0 and summary.trace.calls[-1].reason == "last"
+def test_log_snr_of_flow_and_of_variance_preserving_schedules():
+    flow = SCHEDULERS["flow-euler"]()
+    flow.set_timesteps(8)
+    x = flow.sigmas[1:-1].double()
+    found = torch.tensor(log_snrs(read_places(flow))[1:]).double()
+    torch.testing.assert_close(found, 2 * torch.log((1 - x) / x), rtol=1e-4, atol=1e-4)
+    ddim = SCHEDULERS["ddim"]()
+    ddim.set_timesteps(8)
+    alphas = ddim.alphas_cumprod[ddim.timesteps].double()
+    found = torch.tensor(log_snrs(read_places(ddim))[1:]).double()
+    wanted = torch.log(alphas / (1 - alphas))[1:]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for scheduler in (flow, ddim):
+        logs = log_snrs(read_places(scheduler))
+        assert logs == sorted(logs)

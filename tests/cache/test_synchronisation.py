@@ -1,16 +1,14 @@
 """One host read a call at the most, and none inside blocks."""
 
 import pytest
-import torch
 
+from tests.cached import reads_per_call
 from tests.tiny import FluxSampler, make_tiny_flux
 from xfuser_adacorr import CacheConfig, disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.engine import engine_of
+from xfuser_adacorr.model_executor.cache.api import site_of
 
-HOST_READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 BASES = ["Fb", "Tea", "Fast", "Ada"]
 NAMES = [*BASES, "Auto", *(f"{base}+AdaCorrection" for base in BASES)]
-STEPS = 12
 
 
 def config_of(name):
@@ -20,36 +18,6 @@ def config_of(name):
     return CacheConfig.from_name(name, **options)
 
 
-@pytest.fixture
-def host_reads(monkeypatch):
-    """Names of all tensor methods called that make the host wait for the device."""
-    reads = []
-
-    def counted(name, original):
-        def read(tensor, *args, **kwargs):
-            reads.append(name)
-            return original(tensor, *args, **kwargs)
-
-        return read
-
-    for name in HOST_READS:
-        monkeypatch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
-    return reads
-
-
-def reads_per_call(sampler, host_reads):
-    """Host reads within each transformer call of a run."""
-    counts = []
-    x = sampler.noise()
-    sampler.scheduler.set_timesteps(STEPS)
-    for t in sampler.scheduler.timesteps:
-        host_reads.clear()
-        v = sampler.call(x, t)
-        counts.append(len(host_reads))
-        x = sampler.scheduler.step(v, t, x, return_dict=False)[0]
-    return counts
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bare", [False, True])
 def test_at_most_one_read_a_call(host_reads, name, bare):
@@ -57,7 +25,7 @@ def test_at_most_one_read_a_call(host_reads, name, bare):
     plain = reads_per_call(sampler, host_reads)
     config = config_of(name)
     enable_cache(sampler.transformer, config, scheduler=None if bare else sampler.scheduler)
-    first = reads_per_call(sampler, host_reads)  # counts FLOPs on the way
+    first = reads_per_call(sampler, host_reads)
     second = reads_per_call(sampler, host_reads)
     for before, after in zip(plain[1:], second[1:], strict=True):
         assert after - before <= 1
@@ -69,23 +37,59 @@ def test_at_most_one_read_a_call(host_reads, name, bare):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_read_inside_blocks(host_reads, name):
+@pytest.mark.parametrize("bare", [False, True])
+def test_no_read_inside_blocks(host_reads, name, bare):
     """All reads of a call happen in the one place where decisions reach the host."""
     sampler = FluxSampler(make_tiny_flux())
     config = config_of(name)
-    enable_cache(sampler.transformer, config, scheduler=sampler.scheduler)
-    reads_per_call(sampler, host_reads)
-    engine, inside = engine_of(sampler.transformer), []
-    execute = engine.blocks._execute
+    enable_cache(sampler.transformer, config, scheduler=None if bare else sampler.scheduler)
+    site, inside = site_of(sampler.transformer), []
+    stacks = [site.stack] if bare else list(site.stacks.values())
 
-    def watched(*args):
-        before = len(host_reads)
-        out = execute(*args)
-        inside.append(len(host_reads) - before)
-        return out
+    def watch(method):
+        run_block = method.run_block
 
-    engine.blocks._execute = watched
+        def watched(*args):
+            before = len(host_reads)
+            out = run_block(*args)
+            inside.append(len(host_reads) - before)
+            return out
+
+        method.run_block = watched
+
+    for stack in stacks:
+        if stack is not None:
+            watch(stack.method)
     reads_per_call(sampler, host_reads)
     assert name == "Auto" or inside
     assert not any(inside)
     disable_cache(sampler.transformer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_read_no_more_than_without_a_cache(host_reads, name):
+    """What happens in the scheduler's step, the repair among it, stays on the device."""
+    sampler = FluxSampler(make_tiny_flux())
+    counts = []
+    step = sampler.scheduler.step
+
+    def counted(*args, **kwargs):
+        before = len(host_reads)
+        out = step(*args, **kwargs)
+        counts.append(len(host_reads) - before)
+        return out
+
+    def run():
+        counts.clear()
+        x = sampler.noise()
+        sampler.scheduler.set_timesteps(12)
+        sampler.scheduler.set_begin_index(0)
+        for t in sampler.scheduler.timesteps:
+            x = counted(sampler.call(x, t), t, x, return_dict=False)[0]
+        return list(counts)
+
+    plain = run()
+    enable_cache(sampler.transformer, config_of(name), scheduler=sampler.scheduler)
+    step = sampler.scheduler.step
+    run()
+    assert run() == plain

@@ -236,7 +236,7 @@ def test_trace_shows_the_steered_tolerance(sampler):
         (
             {"target_compute": 0.4, "adacorr_tolerance": 0.01},
             ValueError,
-            "tolerance and target_compute: give one of them",
+            "adacorr_tolerance and target_compute: give one of them",
         ),
         (
             {"target_compute": 0.4, "target_speedup": 2},
@@ -246,7 +246,7 @@ def test_trace_shows_the_steered_tolerance(sampler):
         (
             {"use_cache": "Fb", "target_compute": 0.4},
             ValueError,
-            r"target_compute is an option of .*Auto.*Fb\+AdaCorrection.*, not of Fb$",
+            r"target_compute is an option of Fb\+AdaCorrection, .*Auto.*, not of Fb$",
         ),
         (
             {"use_cache": "Schedule", "enable_adacorrection": True, "target_compute": 0.4},
@@ -259,7 +259,11 @@ def test_trace_shows_the_steered_tolerance(sampler):
             ValueError,
             "target_compute is an option of .*, not of Fb",
         ),
-        ({"target_compute": 0.4, "adacorr_gamma": 0}, ValueError, "gamma must be above 0 with tar"),
+        (
+            {"target_compute": 0.4, "adacorr_gamma": 0},
+            ValueError,
+            "adacorr_gamma must be above 0 with",
+        ),
     ],
 )
 def test_bad_options_name_what_is_accepted(options, error, message):

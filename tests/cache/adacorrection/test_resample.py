@@ -1,16 +1,17 @@
-"""Replaying a sampler: what it computes, what survives it, and what it leaves behind."""
+"""Repair of multistep samplers: what it computes, what survives it, and what it leaves behind."""
 
 import copy
 import functools
 import inspect
 import pickle
-from dataclasses import replace
-from itertools import cycle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from tests.cache.test_run import SCALARS, STATED_FLOATS
+from tests.cached import computed
 from tests.samplers import (
     FLOW,
     REPLAYED,
@@ -20,50 +21,38 @@ from tests.samplers import (
     linear_loop,
     relative_error,
 )
-from tests.test_engine import SCALARS, STATED_FLOATS
-from tests.test_synchronisation import host_reads  # noqa: F401 (a fixture)
-from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.correction.adacorrection import AdaCorrection
-from xfuser_adacorr.model_executor.cache.intercept import handler_of
+from xfuser_adacorr import (
+    AdaCorrection,
+    CacheConfig,
+    Schedule,
+    cache_summary,
+    disable_cache,
+    enable_cache,
+)
+from xfuser_adacorr.model_executor.cache.api import site_of
+from xfuser_adacorr.model_executor.cache.intercept import is_intercepted
 
 STEPS = 14
 LOOSE = CacheConfig(use_cache="Auto", adacorr_tolerance=0.3)
-every_replayed = pytest.mark.parametrize("name", REPLAYED)
+every_resampled = pytest.mark.parametrize("name", REPLAYED)
 
 
-def lagrange(nodes, sigma):
-    """The polynomial through ``nodes`` (sigma -> output), at ``sigma``."""
-    total = 0.0
-    for own, output in nodes.items():
-        weight = 1.0
-        for other in nodes:
-            if other != own:
-                weight *= (sigma - other) / (own - other)
-        total = total + weight * output
-    return total
+def between(nodes, sigma):
+    """The line through two ``nodes`` (sigma -> output), at ``sigma``."""
+    (a, va), (b, vb) = nodes.items()
+    w = (sigma - a) / (b - a)
+    return (1.0 - w) * va + w * vb
 
 
-def set_weights(monkeypatch, weight_at):
-    """Gives the calls the weight ``weight_at(step)``, whatever the offsets say."""
-    score = AdaCorrection.score
-
-    def scored(self, history, sums, step):
-        return replace(score(self, history, sums, step), weight=weight_at(step))
-
-    monkeypatch.setattr(AdaCorrection, "score", scored)
-
-
-def test_replay_is_what_it_says(monkeypatch):
-    """Refreshes at 0-3, 6, 7 and the replay at 6 written out, with a transformer not linear."""
-    set_weights(monkeypatch, lambda step: float(step.index == 6))
-    config = CacheConfig(use_cache="Auto", warmup_steps=4)
+def test_repair_is_what_it_says():
+    """Refreshes at 0-3, 6, 7 and the repair at 6 written out, with a transformer not linear."""
     options = {**FLOW, "flow_shift": 1.0}
     loop = Loop(DPMSolverMultistepScheduler(**options))
-    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
+    schedule = Schedule(steps=[0, 1, 2, 3, 6, 7], correction=AdaCorrection())
+    enable_cache(loop.transformer, schedule, scheduler=loop.scheduler)
     carried = {}
     loop.run(8, callback=lambda i, x: carried.setdefault(i, x))
-    summary = cache_summary(loop.transformer)
-    assert [c.step_index for c in summary.trace.calls if not c.refreshed] == [4, 5]
+    assert computed(cache_summary(loop.transformer)) == [0, 1, 2, 3, 6, 7]
     disable_cache(loop.transformer)
 
     solver, x = DPMSolverMultistepScheduler(**options), loop.flux.noise()
@@ -84,21 +73,20 @@ def test_replay_is_what_it_says(monkeypatch):
     for i in (2, 3):
         damping = damped_further(damping, nodes[i], nodes[i - 1], nodes[i - 2])
     for i in (4, 5):
-        forecast = damping * lagrange(line, sigmas[i]) + (1 - damping) * outputs[sigmas[3]]
+        forecast = damping * between(line, sigmas[i]) + (1 - damping) * outputs[sigmas[3]]
         x = advance(solver, i, forecast, x)
-    parabola = line | {sigmas[6]: loop.flux.call(x, times[6])}
-    assert sigmas[3] - sigmas[6] < 4 * (sigmas[2] - sigmas[3])  # the curvature is used
+    blend = {sigmas[3]: outputs[sigmas[3]], sigmas[6]: loop.flux.call(x, times[6])}
     x = x_saved
     for i in (4, 5):
-        x = saved.step(lagrange(parabola, sigmas[i]), times[i], x, return_dict=False)[0]
-    x = advance(saved, 6, parabola[sigmas[6]], x)
+        x = saved.step(between(blend, sigmas[i]), times[i], x, return_dict=False)[0]
+    x = advance(saved, 6, blend[sigmas[6]], x)
     advance(saved, 7, loop.flux.call(x, times[7]), x)
     for i in range(8):
         torch.testing.assert_close(carried[i], expected[i], rtol=1e-4, atol=1e-5)
-    assert relative_error(carried[6], solver.step(parabola[sigmas[6]], times[6], x)[0]) > 1e-3
+    assert relative_error(carried[6], solver.step(blend[sigmas[6]], times[6], x)[0]) > 1e-3
 
 
-@every_replayed
+@every_resampled
 def test_callbacks_see_the_corrected_latents(name):
     loop, plain, seen = linear_loop(name), {}, {}
     loop.run(STEPS, callback=lambda i, x: plain.setdefault(i, x))
@@ -112,7 +100,7 @@ def test_callbacks_see_the_corrected_latents(name):
     assert errors[first - 1] > 2 * repaired  # reused before anything could be known
 
 
-@every_replayed
+@every_resampled
 @pytest.mark.parametrize("in_place", [False, True])
 def test_what_a_callback_adds_survives(name, in_place):
     generator = torch.Generator().manual_seed(9)
@@ -132,7 +120,7 @@ def test_what_a_callback_adds_survives(name, in_place):
     assert relative_error(x, plain) < 1e-4
 
 
-def test_replay_works_in_inference_mode():
+def test_repair_works_in_inference_mode():
     loop = linear_loop("dpm-2-flow")
     change = torch.ones(1, 16, 8)
     with torch.inference_mode():
@@ -142,50 +130,24 @@ def test_replay_works_in_inference_mode():
     assert relative_error(x, plain) < 1e-4
 
 
-def test_a_computed_call_takes_the_steps_other_branches_along():
-    loop = Loop(SCHEDULERS["dpm-2-flow"]())
-    config = CacheConfig(use_cache="Auto", adacorr_tolerance=0.01)
-    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
-    loop.run(STEPS, guidance=3.0)
-    outcomes = {}
-    for call in cache_summary(loop.transformer).trace.calls:
-        outcomes.setdefault(call.step_index, []).append(call.refreshed)
-    assert all(len(o) == 2 and (o[1] or not o[0]) for o in outcomes.values())
-    assert {True, False} == {o[0] for o in outcomes.values()}
-
-
-def test_reason_of_a_branch_taken_along(monkeypatch):
-    """With an uncond branch that would never refresh by itself."""
-    lenient = cycle([False, True])
-    set_weights(monkeypatch, lambda step: 0.0 if next(lenient) else float(step.index % 3 == 0))
-    loop = Loop(SCHEDULERS["dpm-2-flow"]())
-    enable_cache(loop.transformer, "Auto", scheduler=loop.scheduler)
-    loop.run(STEPS, guidance=3.0)
-    calls = cache_summary(loop.transformer).trace.calls
-    taken = [c.step_index for c in calls if c.context == "uncond" and c.reason == "branch"]
-    assert taken == [3, 6, 9, 12]
-
-
 # -- the scheduler taken over ---------------------------------------------------------------------
 
 
-@every_replayed
-def test_the_scheduler_is_given_back_after_the_run_and_by_disabling(name):
+@every_resampled
+def test_the_scheduler_is_given_back_by_disabling(name):
     loop = Loop(SCHEDULERS[name]())
     loop.run(STEPS)
     plain, attributes = type(loop.scheduler), set(vars(loop.scheduler))
     enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
-    loop.run(STEPS, stop_after=3)
-    assert handler_of(loop.scheduler) is not None
     loop.run(STEPS)
-    assert type(loop.scheduler) is plain and handler_of(loop.scheduler) is None
     loop.run(STEPS, stop_after=3)
+    assert is_intercepted(loop.scheduler) and isinstance(loop.scheduler, plain)
     disable_cache(loop.transformer)
-    assert type(loop.scheduler) is plain and handler_of(loop.scheduler) is None
+    assert type(loop.scheduler) is plain and not is_intercepted(loop.scheduler)
     assert set(vars(loop.scheduler)) == attributes
 
 
-def test_the_scheduler_is_given_back_after_an_exception():
+def test_an_exception_in_the_model_leaves_nothing_behind():
     loop = Loop(SCHEDULERS["unipc"]())
     enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
     plain = loop.run(STEPS)
@@ -194,12 +156,12 @@ def test_the_scheduler_is_given_back_after_an_exception():
     )
     with pytest.raises(OSError):
         loop.run(STEPS)
-    assert type(loop.scheduler) is UniPCMultistepScheduler
+    assert site_of(loop.transformer).tracker.run is None
     forward.remove()
     assert torch.equal(loop.run(STEPS), plain)
 
 
-def test_an_exception_in_the_scheduler_leaves_no_record(monkeypatch):
+def test_an_exception_in_the_scheduler_leaves_nothing_behind(monkeypatch):
     loop = Loop(SCHEDULERS["unipc"]())
     enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
     plain, convert = loop.run(STEPS), UniPCMultistepScheduler.convert_model_output
@@ -212,95 +174,98 @@ def test_an_exception_in_the_scheduler_leaves_no_record(monkeypatch):
     monkeypatch.setattr(UniPCMultistepScheduler, "convert_model_output", failing)
     with pytest.raises(OSError):
         loop.run(STEPS)
-    assert handler_of(loop.scheduler).__self__.record.skipped == []
+    tracker = site_of(loop.transformer).tracker
+    assert tracker.run is None and not tracker.latest.tracks
     monkeypatch.undo()
     assert torch.equal(loop.run(STEPS), plain)
 
 
 def test_a_pipeline_may_change_its_scheduler_between_runs():
     loop = Loop(SCHEDULERS["dpm-2-flow"]())
-
-    class Pipe:
-        transformer, scheduler = loop.transformer, loop.scheduler
-
-    enable_cache(Pipe, LOOSE)
+    pipe = SimpleNamespace(transformer=loop.transformer, scheduler=loop.scheduler)
+    enable_cache(pipe, LOOSE)
     used, results = [], {}
     for name in ("dpm-2-flow", "unipc-3-flow", "flow-euler", "dpm-2-flow"):
-        Pipe.scheduler = loop.scheduler = SCHEDULERS[name]()
+        pipe.scheduler = loop.scheduler = SCHEDULERS[name]()
         used.append(loop.scheduler)
-        loop.run(STEPS, stop_after=4)  # cancelled: the scheduler is still taken over
+        loop.run(STEPS, stop_after=4)  # cancelled
         x = loop.run(STEPS)
         assert torch.equal(x, results.setdefault(name, x))
+        assert cache_summary(pipe).reused_steps > 0
         loop.run(STEPS, stop_after=4)
-        assert all(handler_of(scheduler) is None for scheduler in used[:-1])
-    disable_cache(Pipe)
-    assert all(handler_of(scheduler) is None for scheduler in used)
+        assert not any(is_intercepted(scheduler) for scheduler in used[:-1])
+    disable_cache(pipe)
+    assert not any(is_intercepted(scheduler) for scheduler in used)
 
 
-def test_the_newest_cache_replays_a_shared_scheduler():
+def test_two_caches_take_turns_with_a_shared_scheduler():
+    """The one whose model is called has it."""
     scheduler = SCHEDULERS["dpm-2-flow"]()
     first, second = Loop(scheduler), Loop(scheduler)
     for loop in (first, second):
         enable_cache(loop.transformer, LOOSE, scheduler=scheduler)
     expected = first.run(STEPS)
-    first.run(STEPS, stop_after=4)
-    assert torch.equal(second.run(STEPS), expected)
-    second.run(STEPS, stop_after=4)
+    for loop in (first, second, first):
+        loop.run(STEPS, stop_after=4)
+        for other in (second, first):
+            assert torch.equal(other.run(STEPS), expected)
+            assert cache_summary(other.transformer).reused_steps > 0
     disable_cache(first.transformer)
-    assert handler_of(scheduler) is not None
+    assert torch.equal(second.run(STEPS), expected)
     disable_cache(second.transformer)
     assert type(scheduler) is DPMSolverMultistepScheduler
 
 
-def test_a_scheduler_taken_over_copies_saves_and_builds_plain_ones(tmp_path):
+def test_a_scheduler_taken_over_saves_and_builds_plain_ones(tmp_path):
     loop = Loop(SCHEDULERS["dpm-2-flow"]())
     loop.scheduler.save_pretrained(tmp_path / "plain")
     signature = inspect.signature(loop.scheduler.step)
     enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
     loop.run(STEPS, stop_after=3)
     taken = loop.scheduler
-    assert isinstance(taken, DPMSolverMultistepScheduler) and handler_of(taken) is not None
+    assert isinstance(taken, DPMSolverMultistepScheduler) and is_intercepted(taken)
     assert inspect.signature(taken.step) == signature
     taken.save_pretrained(tmp_path / "taken")
     name = "scheduler_config.json"
     assert (tmp_path / "taken" / name).read_text() == (tmp_path / "plain" / name).read_text()
-    copies = [copy.copy(taken), copy.deepcopy(taken), pickle.loads(pickle.dumps(taken))]
-    for made in [*copies, type(taken).from_config(taken.config)]:
-        assert type(made) is DPMSolverMultistepScheduler and handler_of(made) is None
+    pickled = pickle.loads(pickle.dumps(taken))
+    for made in (pickled, type(taken).from_config(taken.config)):
+        assert type(made) is DPMSolverMultistepScheduler and not is_intercepted(made)
         assert made.config == taken.config
-    assert all(made.step_index == taken.step_index == 3 for made in copies)
+    assert pickled.step_index == taken.step_index == 3
 
 
-def test_a_new_schedule_in_the_middle_replays_nothing_old():
+@pytest.mark.parametrize("stop_after", [2, 3])
+def test_a_new_schedule_in_the_middle_repairs_nothing_old(stop_after):
+    """The scheduler is stepped by itself after a run was cancelled: before or after a refresh."""
     loop = Loop(SCHEDULERS["dpm-2-flow"]())
-    enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
-    loop.run(STEPS, stop_after=3)
-    replay = handler_of(loop.scheduler).__self__
-    assert replay.record.skipped
+    schedule = Schedule(steps=[0, 1, 3], correction=AdaCorrection())
+    enable_cache(loop.transformer, schedule, scheduler=loop.scheduler)
+    loop.run(STEPS, stop_after=stop_after + 1)
     loop.scheduler.set_timesteps(5)
     x = loop.flux.noise()
     expected = SCHEDULERS["dpm-2-flow"]()
     expected.set_timesteps(5)
-    t = loop.scheduler.timesteps[0]
-    out, wanted = (s.step(x, t, x, return_dict=False)[0] for s in (loop.scheduler, expected))
-    assert torch.equal(out, wanted) and replay.record.v0 is None
+    for t in loop.scheduler.timesteps:
+        out, wanted = (s.step(x, t, x, return_dict=False)[0] for s in (loop.scheduler, expected))
+        assert torch.equal(out, wanted)
 
 
 # -- cost -----------------------------------------------------------------------------------------
 
 
-def test_memory_of_the_replay_counts():
-    """V0, V1, latents before and after the skipped steps, and the solver's two earlier outputs."""
+def test_memory_of_the_repair_counts():
+    """Latents before and after the skipped steps, and the solver's two earlier outputs."""
     loop = Loop(SCHEDULERS["dpm-2-flow"]())
     config = CacheConfig(use_cache="Auto", adacorr_gamma=0.0, warmup_steps=4)
     enable_cache(loop.transformer, config, scheduler=loop.scheduler)
     loop.run(STEPS)
-    floats = STATED_FLOATS["Auto"] + 6 * 16 * 8
+    floats = STATED_FLOATS["Auto"] + 4 * 16 * 8
     assert cache_summary(loop.transformer).cache_memory_bytes == 4 * (floats + SCALARS)
 
 
 @pytest.mark.parametrize("make", [DDIMScheduler, SCHEDULERS["dpm-2-flow"], SCHEDULERS["pndm"]])
-def test_no_host_read_is_added_by_the_replay(make, host_reads):  # noqa: F811
+def test_no_host_read_is_added_by_the_repair(make, host_reads):
     loop = Loop(make())
     counts = {"call": [], "step": 0}
     call, original = loop.flux.call, type(loop.scheduler).step

@@ -113,13 +113,13 @@ def test_what_a_refresh_found_is_learned_with_the_next_decision():
     rule = rule_after_a_refresh(kappa=0.5)
     generator = torch.Generator().manual_seed(2)
     latents, fresh, miss = torch.randn(3, 1, 6, 4, generator=generator)
-    call = Call(latents=latents[None], step=Step(1, 0.8, 0.7, 9))
+    call = Call(latents=latents, step=Step(1, 0.8, 0.7, 9))
     (decision,) = decide([rule], [call], DecisionScope())
     drift = float((latents - rule.reference).norm() / rule.reference.norm())
     record = CallRecord("step", 1, 0.8, True, "offset")
     rule.computed(call, decision, [miss.square().sum(), fresh.square().sum()], record)
     assert (rule.kappa, record.found_offset) == (0.5, None)
-    decide([rule], [Call(latents=latents[None], step=Step(2, 0.7, 0.6, 8))], DecisionScope())
+    decide([rule], [Call(latents=latents, step=Step(2, 0.7, 0.6, 8))], DecisionScope())
     offset = float(miss.norm() / fresh.norm())
     assert record.found_offset == pytest.approx(offset, rel=1e-5)
     assert rule.kappa == pytest.approx(offset / drift, rel=1e-5)
@@ -159,7 +159,7 @@ def synthetic_run(rule, scale=1.0, steps=60, kappa=None):
         v = scale * (direction + 0.3 * math.sin(5.0 * sigmas[i]) * start)
         # one step more than there is: the last one is not the rule's to decide here
         step = Step(i, sigmas[i], sigmas[i + 1], steps + 1 - i)
-        call = Call(latents=x[None], step=step)
+        call = Call(latents=x, step=step)
         if kappa is not None and forecast.v1 is not None:
             rule.kappa = kappa
             rule._found = []
@@ -167,9 +167,9 @@ def synthetic_run(rule, scale=1.0, steps=60, kappa=None):
         rule.after_call(call, decision)
         if decision.compute:
             record = CallRecord("step", i, sigmas[i], True, decision.why)
-            rule.computed(call, decision, forecast.missed(step, v[None]), record)
+            rule.computed(call, decision, forecast.missed(step, v), record)
             rule.speed = float(v.norm() / x.norm())
-            forecast.update(step, v[None])
+            forecast.update(step, v)
             refreshed.append(i)
     return refreshed
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from tests.cached import refreshed
 from tests.published_ada import (
     EVERY_STEP,
     STEPS,
@@ -12,11 +13,10 @@ from tests.published_ada import (
     assert_varied,
     flux_codebook,
     flux_reference,
-    refreshed,
 )
 from tests.tiny import all_blocks, euler
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.engine import engine_of
+from xfuser_adacorr.model_executor.cache.api import site_of
 
 
 def test_flux_follows_the_published_rule(sampler):
@@ -85,9 +85,10 @@ def test_corrected_variant_keeps_the_signal_and_no_residual(sampler, mode):
     )
     enable_cache(sampler.transformer, config, scheduler=sampler.scheduler)
     sampler.run(STEPS, stop_after=10)
-    (branch,) = engine_of(sampler.transformer).generation.branches.values()
-    assert branch.method_state.residual is None
-    assert branch.method_state.reference is not None
+    (rule,) = site_of(sampler.transformer).tracker.run.branches.values()
+    state = rule.state if mode == "adaptive" else rule.state.inner
+    assert state.stack.residual is None
+    assert state.reference is not None
     assert cache_summary(sampler.transformer).reused_steps > 0
 
 

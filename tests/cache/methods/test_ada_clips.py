@@ -6,28 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.cached import refreshed
 from tests.published_ada import (
     EVERY_STEP,
     STEPS,
     PublishedRule,
     assert_varied,
     quantile_codebook,
-    refreshed,
 )
-from xfuser_adacorr import CacheConfig, enable_cache
-from xfuser_adacorr.core.codebook import Codebook
-from xfuser_adacorr.core.distributed import DecisionScope
-from xfuser_adacorr.core.profile import Profile
-from xfuser_adacorr.core.signals import motion_sums
-from xfuser_adacorr.model_executor.cache.calibration import AdaCalibration, save_ada_calibration
-from xfuser_adacorr.model_executor.cache.clock import TimestepClock
-from xfuser_adacorr.model_executor.cache.codebook_fitting import AdaRecorder
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.opensora import (
-    OPENSORA,
-    OPENSORA_ORIGINAL,
-)
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import BlockList, ModelFamily
-from xfuser_adacorr.model_executor.cache.engine import CacheEngine
+from xfuser_adacorr import BlockList, CacheConfig, DecisionScope, ModelFamily, enable_cache
+from xfuser_adacorr.model_executor.cache.signals import motion_sums
+from xfuser_adacorr.model_executor.cache.sites.model import ModelSite
+from xfuser_adacorr.model_executor.cache.sites.stack import Stack
 from xfuser_adacorr.models import STDiT3Transformer3DModel
 
 FRAMES = 5
@@ -66,7 +56,6 @@ def clip_family():
         make_output=lambda sample, return_dict: (sample,),
         published_polynomial=lambda config: None,
         num_frames=lambda arguments: arguments["num_frames"],
-        predicted_clip=lambda a, output, sigma: a["hidden_states"] + sigma * output[:, :4],
     )
 
 
@@ -90,10 +79,8 @@ def x_mask(request):
     return torch.arange(FRAMES)[None] > 1
 
 
-def sample_clip(
-    model, steps=STEPS, x_mask=None, before_call=lambda: None, after_call=lambda clip: None
-):
-    """Euler steps from seeded noise; ``after_call`` is told the clip that a call predicts."""
+def sample_clip(model, steps=STEPS, x_mask=None, before_call=lambda: None):
+    """Euler steps from seeded noise."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1, 4, FRAMES, 4, 4, generator=generator)
     text = torch.randn(1, 5, 8, generator=generator)
@@ -102,7 +89,6 @@ def sample_clip(
         sigma = 1 - index / steps
         timestep = torch.tensor([1000.0 * sigma])
         v = model(x, timestep, text, x_mask=x_mask, return_dict=False)[0][:, :4]
-        after_call(x + sigma * v)
         x = x + v / steps
     return x
 
@@ -151,24 +137,24 @@ def published_clip_run(model, rule, steps=STEPS, x_mask=None):
 
     for block in [*model.spatial_blocks, *model.temporal_blocks]:
         block.forward = cached_forward(block)
-    after_call = {} if rule.mean_motion is None else {"after_call": rule.note_clip}
-    return sample_clip(model, steps, x_mask, rule.begin_step, **after_call)
+    return sample_clip(model, steps, x_mask, rule.begin_step)
 
 
 def cached_clip_run(model, steps=STEPS, x_mask=None, **options):
-    engine = install_on_clips(model, num_steps=steps, **options)
+    site = install_on_clips(model, num_steps=steps, **options)
     x = sample_clip(model, steps, x_mask)
-    summary = engine.summary()
-    engine.uninstall()
+    summary = site.summary()
+    site.uninstall()
     return x, summary
 
 
 def install_on_clips(model, family=None, **options):
-    config = CacheConfig(use_cache="Ada", **options)
-    clock = TimestepClock(config.num_steps)
-    engine = CacheEngine(model, family or clip_family(), config, clock, DecisionScope())
-    engine.install()
-    return engine
+    method, family = CacheConfig(use_cache="Ada", **options), family or clip_family()
+    stack = Stack(model, family, method.make_stack(model, family))
+    names = (family.latents, family.timestep, family.full_noise_timestep)
+    site = ModelSite(method, model, names, DecisionScope(), stack)
+    site.install()
+    return site
 
 
 def clip_codebook(model, rates=(4, 3, 2), steps=STEPS, **rule):
@@ -202,66 +188,17 @@ def test_moreg_follows_the_published_rule(clip_model, steps, divisor):
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.fixture
-def calibrated(clip_model, tmp_path):
-    """The model with a calibration beside it: a codebook, and a mean motion that rises."""
-    motion = Profile(((0.1, 0.1), (0.4, 0.1), (0.6, 0.8)))
-    calibration = AdaCalibration(Codebook.of({1.0: 1}), motion)
-    clip_model.register_to_config(_name_or_path=str(tmp_path))
-    save_ada_calibration(tmp_path / "adacache.json", calibration, clip_model, {})
-    return clip_model, motion
-
-
-@pytest.mark.parametrize("steps", [30, STEPS])
-def test_relative_moreg_scales_changes_by_motion_over_its_mean(calibrated, steps):
-    model, mean_motion = calibrated
-    codebook = clip_codebook(model, steps=steps, mean_motion=mean_motion)
-    rule = PublishedRule(codebook, steps, mean_motion=mean_motion)
-    expected = published_clip_run(model, rule, steps)
-    x, summary = cached_clip_run(model, steps, codebook=codebook, moreg="relative")
-    assert refreshed(summary) == rule.computed
-    assert_varied(rule.computed)
-    changes = [call.base_signal for call in summary.trace.calls]
-    assert list(dict.fromkeys(changes[2:-1])) == pytest.approx(rule.changes[:-2], rel=1e-3)
-    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
-    plain, _ = cached_clip_run(model, steps, codebook=codebook)
-    assert not torch.allclose(x, plain, rtol=1e-5, atol=1e-5)
-
-
-def test_relative_moreg_needs_a_calibration_of_the_motion(clip_model, tmp_path):
-    with pytest.raises(ValueError, match="moreg='relative' needs the mean motion of the model"):
-        install_on_clips(clip_model, moreg="relative", num_steps=STEPS)
-    clip_model.register_to_config(_name_or_path=str(tmp_path))
-    without = AdaCalibration(Codebook.of({1.0: 1}))
-    save_ada_calibration(tmp_path / "adacache.json", without, clip_model, {})
-    with pytest.raises(ValueError, match="calibrate_ada.py"):
-        install_on_clips(clip_model, moreg="relative", codebook="fast", num_steps=STEPS)
-
-
-def test_the_recorder_takes_the_mean_motion_of_clips(clip_model):
-    rule, recorder = PublishedRule(EVERY_STEP, mean_motion=Profile()), AdaRecorder()
-    published_clip_run(clip_model, rule)
-    engine = install_on_clips(clip_model, codebook=EVERY_STEP, num_steps=STEPS)
-    engine.method.observe = recorder.note
-    for _ in range(2):
-        sample_clip(clip_model)
-    # what the last call measures is never asked for
-    found = torch.tensor(recorder.mean_motion().points)
-    torch.testing.assert_close(found, torch.tensor(rule.motions[:-1]), rtol=1e-4, atol=0)
-    assert len(recorder.changes) == 2 * (STEPS - 2)
-
-
-def test_second_generation_knows_nothing_of_the_first(clip_model):
+def test_second_run_knows_nothing_of_the_first(clip_model):
     codebook = clip_codebook(clip_model, frames=FRAMES)
-    engine = install_on_clips(clip_model, codebook=codebook, moreg=True, num_steps=STEPS)
+    site = install_on_clips(clip_model, codebook=codebook, moreg=True, num_steps=STEPS)
     sample_clip(clip_model)
-    first = engine.summary().trace.calls
+    first = site.summary().trace.calls
     sample_clip(clip_model)
-    assert engine.summary().trace.calls == first
+    assert site.summary().trace.calls == first
     with pytest.raises(InterruptedError):
         sample_clip(clip_model, before_call=interrupt_at(STEPS // 2))
     sample_clip(clip_model)
-    assert engine.summary().trace.calls == first
+    assert site.summary().trace.calls == first
 
 
 def test_compiled_clip_blocks_give_the_published_signal(clip_model):
@@ -279,9 +216,9 @@ def test_compiled_clip_blocks_give_the_published_signal(clip_model):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_signal_is_of_the_middle_temporal_block(clip_model, depth):
     clip_model.temporal_blocks = clip_model.temporal_blocks[:depth]
-    engine = install_on_clips(clip_model, codebook=EVERY_STEP)
+    site = install_on_clips(clip_model, codebook=EVERY_STEP)
     # Open-Sora: block 13 of 28, counted from 0
-    assert engine.method.signal_block is clip_model.temporal_blocks[(depth - 1) // 2]
+    assert site.stack.method.signal_block is clip_model.temporal_blocks[(depth - 1) // 2]
 
 
 def test_motion_is_its_formula_and_adds_up_over_shares_of_every_frame():
@@ -312,26 +249,7 @@ def test_moreg_on_images_is_refused(transformer, clip_model):
         clip_model(image, torch.tensor([900.0]), torch.zeros(1, 5, 8))
 
 
-def test_relative_moreg_without_frames_is_refused(calibrated):
-    model, _ = calibrated
-    undescribed = replace(clip_family(), predicted_clip=None)
+def test_moreg_needs_a_family_with_frames(clip_model):
+    undescribed = replace(clip_family(), num_frames=None)
     with pytest.raises(ValueError, match="family 'clips' describes no frames"):
-        install_on_clips(model, undescribed, moreg="relative", num_steps=30)
-    install_on_clips(model, codebook=EVERY_STEP, moreg="relative", num_steps=30)
-    image = torch.zeros(1, 4, 1, 4, 4)
-    with pytest.raises(ValueError, match="moreg must be False for a single frame"):
-        model(image, torch.tensor([900.0]), torch.zeros(1, 5, 8))
-
-
-@pytest.mark.parametrize(
-    ("family", "latents"), [(OPENSORA, "hidden_states"), (OPENSORA_ORIGINAL, "x")]
-)
-def test_the_predicted_clip_is_that_without_its_noise(family, latents, x_mask):
-    generator = torch.Generator().manual_seed(0)
-    clip, noise, variance = torch.randn(3, 1, 4, FRAMES, 4, 4, generator=generator)
-    known = torch.zeros(1, FRAMES, dtype=torch.bool) if x_mask is None else ~x_mask
-    mixed = torch.where(known[:, None, :, None, None], clip, 0.3 * clip + 0.7 * noise)
-    arguments = {latents: mixed, "x_mask": x_mask}
-    output = torch.cat([clip - noise, variance], dim=1)
-    found = family.predicted_clip(arguments, output, 0.7)
-    torch.testing.assert_close(found, clip)
+        install_on_clips(clip_model, undescribed, codebook=EVERY_STEP, moreg=True, num_steps=30)

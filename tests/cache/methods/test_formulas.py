@@ -3,22 +3,11 @@
 import pytest
 import torch
 
+from tests.cached import refreshed, run_cached
 from tests.tiny import all_blocks, embed, euler, head, run_blocks
-from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
+from xfuser_adacorr import CacheConfig, TeaPolynomial, cache_summary, enable_cache
 
 STEPS = 20
-
-
-def run_cached(sampler, config, **kwargs):
-    enable_cache(sampler.transformer, config, scheduler=sampler.scheduler)
-    x = sampler.run(STEPS, **kwargs)
-    summary = cache_summary(sampler.transformer)
-    disable_cache(sampler.transformer)
-    return x, summary
-
-
-def refreshed(summary):
-    return [call.refreshed for call in summary.trace.calls]
 
 
 def test_fb_follows_its_formula(sampler):
@@ -77,8 +66,6 @@ def test_tea_uses_the_published_polynomial_for_flux_dev_only(transformer):
 
 
 def test_tea_polynomial_is_clamped_at_zero_and_to_its_fit_range():
-    from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import TeaPolynomial
-
     polynomial = TeaPolynomial(coefficients=(1.0, -0.5), domain=(0.1, 0.8))
     assert polynomial(0.2) == 0.0
     assert polynomial(5.0) == pytest.approx(0.3)
@@ -130,7 +117,7 @@ def test_fast_runs_every_real_block_at_the_first_and_the_last_step(sampler):
 
 
 def test_fast_replaces_blocks_by_their_fitted_maps(sampler, tmp_path):
-    from xfuser_adacorr.model_executor.cache.calibration import save_fast_maps
+    from xfuser_adacorr.model_executor.cache.calibration.files import save_fast_maps
 
     model, maps = sampler.transformer, {}
     generator = torch.Generator().manual_seed(3)

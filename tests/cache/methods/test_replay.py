@@ -1,23 +1,13 @@
-"""Traces: saved, loaded, averaged, and replayed bit for bit."""
-
-import json
+"""Replay: the decisions of saved traces, bit for bit."""
 
 import pytest
 import torch
 
-from tests.test_engine import CONFIGS
-from tests.test_synchronisation import host_reads, reads_per_call  # noqa: F401 (a fixture)
+from tests.cache.test_run import CONFIGS
+from tests.cached import reads_per_call, refreshed, run_cached
 from tests.tiny import FluxSampler, make_tiny_flux
 from tests.tiny_families import FAMILIES, FamilySampler, cached, loose
-from xfuser_adacorr import (
-    CacheConfig,
-    Trace,
-    cache_summary,
-    disable_cache,
-    enable_cache,
-    schedule_from_traces,
-)
-from xfuser_adacorr.model_executor.cache.context import CallRecord
+from xfuser_adacorr import CacheConfig, Trace, cache_summary, disable_cache, enable_cache
 
 STEPS = 16
 RECORDED = [
@@ -32,12 +22,8 @@ each_recorded = pytest.mark.parametrize(
 )
 
 
-def run_cached(sampler, config, *, bare=False, **kwargs):
-    enable_cache(sampler.transformer, config, scheduler=None if bare else sampler.scheduler)
-    x = sampler.run(**{"steps": STEPS, **kwargs})
-    summary = cache_summary(sampler.transformer)
-    disable_cache(sampler.transformer)
-    return x, summary
+def run_recorded(sampler, config, **kwargs):
+    return run_cached(sampler, config, **{"steps": STEPS, **kwargs})
 
 
 def replaying(trace):
@@ -47,35 +33,45 @@ def replaying(trace):
 @each_recorded
 def test_saved_and_loaded_trace_replays_bit_for_bit(tmp_path, config):
     sampler = FluxSampler(make_tiny_flux())
-    x, summary = run_cached(sampler, config)
+    x, summary = run_recorded(sampler, config)
     summary.trace.save(tmp_path / "trace.json")
     loaded = Trace.load(tmp_path / "trace.json")
     assert loaded.calls == summary.trace.calls
     assert CacheConfig.from_dict(loaded.config) == config
-    again, replayed = run_cached(sampler, replaying(tmp_path / "trace.json"))
+    again, replayed = run_recorded(sampler, replaying(tmp_path / "trace.json"))
     assert torch.equal(again, x)
     calls = [(call.step_index, call.refreshed) for call in summary.trace.calls]
     assert [(call.step_index, call.refreshed) for call in replayed.trace.calls] == calls
     assert replayed.method == "Replay"
-    assert torch.equal(run_cached(sampler, replaying(replayed.trace))[0], x), "of a replay too"
+    assert torch.equal(run_recorded(sampler, replaying(replayed.trace))[0], x), "of a replay too"
 
 
-@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[3]], ids=["Fb", "Auto"])
-def test_branches_are_replayed_apart(config):
+def test_branches_are_replayed_apart():
     sampler = FluxSampler(make_tiny_flux())
-    x, summary = run_cached(sampler, config, guidance=3.0)
-    refreshed = {
+    x, summary = run_recorded(sampler, CONFIGS[0], guidance=3.0)
+    flags = {
         branch: [c.refreshed for c in summary.trace.calls if c.context == branch]
         for branch in ("cond", "uncond")
     }
-    assert all(any(flags) and not all(flags) for flags in refreshed.values())
-    assert torch.equal(run_cached(sampler, replaying(summary.trace), guidance=3.0)[0], x)
+    assert all(any(each) and not all(each) for each in flags.values())
+    assert torch.equal(run_recorded(sampler, replaying(summary.trace), guidance=3.0)[0], x)
 
 
-def test_bare_transformer_is_replayed():
+def test_steps_with_several_calls_are_replayed():
     sampler = FluxSampler(make_tiny_flux())
-    x, summary = run_cached(sampler, CONFIGS[3], bare=True)
-    assert torch.equal(run_cached(sampler, replaying(summary.trace), bare=True)[0], x)
+    x, summary = run_recorded(sampler, CONFIGS[3], guidance=3.0)
+    assert 0 < summary.reused_steps and summary.calls == 2 * STEPS
+    assert torch.equal(run_recorded(sampler, replaying(summary.trace), guidance=3.0)[0], x)
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[3], CONFIGS[5]], ids=lambda c: c.name)
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_bare_transformer_is_replayed(config, guidance):
+    sampler = FluxSampler(make_tiny_flux())
+    x, summary = run_recorded(sampler, config, bare=True, guidance=guidance)
+    assert summary.reused_steps > 0
+    again, replayed = run_recorded(sampler, replaying(summary.trace), bare=True, guidance=guidance)
+    assert torch.equal(again, x) and refreshed(replayed) == refreshed(summary)
 
 
 @pytest.mark.parametrize("tiny", FAMILIES, ids=lambda tiny: tiny.name)
@@ -90,21 +86,21 @@ def test_every_family_is_replayed(tiny):
 
 def test_decisions_come_from_the_trace_and_not_from_the_signal(sampler):
     """Other noise, under which the method itself would decide otherwise."""
-    _, summary = run_cached(sampler, CONFIGS[1])
-    _, own = run_cached(sampler, CONFIGS[1], batch=2, seed=5)
+    _, summary = run_recorded(sampler, CONFIGS[1])
+    _, own = run_recorded(sampler, CONFIGS[1], batch=2, seed=5)
     flags = [call.refreshed for call in summary.trace.calls]
-    _, replayed = run_cached(sampler, replaying(summary.trace), batch=2, seed=5)
+    _, replayed = run_recorded(sampler, replaying(summary.trace), batch=2, seed=5)
     assert [call.refreshed for call in replayed.trace.calls] == flags
     changed = Trace.from_dict(summary.trace.to_dict())
     changed.calls[1].refreshed = not flags[1]
-    _, replayed = run_cached(sampler, replaying(changed))
+    _, replayed = run_recorded(sampler, replaying(changed))
     assert [call.refreshed for call in replayed.trace.calls] == [
         flag != (index == 1) for index, flag in enumerate(flags)
     ]
     assert own.num_steps == STEPS
 
 
-def test_replay_reads_nothing(host_reads):  # noqa: F811
+def test_replay_reads_nothing(host_reads):
     sampler = FluxSampler(make_tiny_flux())
     plain = reads_per_call(sampler, host_reads)
     for config in (CONFIGS[0], CONFIGS[3]):
@@ -113,13 +109,12 @@ def test_replay_reads_nothing(host_reads):  # noqa: F811
         trace = cache_summary(sampler.transformer).trace
         disable_cache(sampler.transformer)
         enable_cache(sampler.transformer, replaying(trace), scheduler=sampler.scheduler)
-        reads_per_call(sampler, host_reads)  # counts FLOPs on the way
         assert reads_per_call(sampler, host_reads)[1:] == plain[1:]
         disable_cache(sampler.transformer)
 
 
 def test_run_that_the_trace_does_not_know_is_refused(sampler):
-    _, summary = run_cached(sampler, CONFIGS[1])
+    _, summary = run_recorded(sampler, CONFIGS[1])
     enable_cache(sampler.transformer, replaying(summary.trace), scheduler=sampler.scheduler)
     with pytest.raises(ValueError, match=r"step 1 was at sigma 0\.\d+, this run's is at 0\.\d+"):
         sampler.run(STEPS + 1)
@@ -152,80 +147,3 @@ def test_what_cannot_be_replayed_is_explained(sampler, options, error, message):
 def test_trace_belongs_to_replay_alone():
     with pytest.raises(ValueError, match="trace is an option of Replay, not of Fb"):
         CacheConfig(use_cache="Fb", trace="x")
-
-
-def test_first_traces_can_still_be_read(tmp_path):
-    call = {"context": "cond", "step_index": 0, "sigma": 1.0, "refreshed": True, "reason": "first"}
-    path = tmp_path / "old.json"
-    path.write_text(json.dumps({"schema": 1, "method": "Fb", "calls": [call]}))
-    trace = Trace.load(path)
-    assert (trace.method, trace.config) == ("Fb", None)
-    assert trace.calls == [CallRecord("cond", 0, 1.0, True, "first")]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("junk", "bad.json"),
-        ("[]", "not a trace of a cache"),
-        ('{"schema": 4, "calls": []}', "schema must be at most 3, got 4"),
-        ('{"schema": 2, "method": "Fb"}', "not a trace of a cache"),
-        ('{"schema": 2, "method": "Fb", "calls": [{"step": 1}]}', "not a trace of a cache"),
-    ],
-)
-def test_files_that_are_no_traces_are_rejected(tmp_path, text, message):
-    (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        Trace.load(tmp_path / "bad.json")
-
-
-# -- averages --------------------------------------------------------------------------------------
-
-
-def trace_with(refreshed, steps=6, branches=("cond",)):
-    calls = [
-        CallRecord(branch, step, 1.0 - step / steps, step in refreshed, "base")
-        for step in range(steps)
-        for branch in branches
-    ]
-    return Trace("Auto", calls)
-
-
-def test_average_of_traces_keeps_their_budget_or_the_majority():
-    traces = [trace_with({0, 2, 5}), trace_with({0, 2, 4, 5}), trace_with({0, 1, 5})]
-    # refreshed 3, 1, 2, 0, 1, 3 times of 3; 10 refreshes in 3 runs
-    assert schedule_from_traces(traces) == (0, 2, 5)
-    assert schedule_from_traces(traces, rule="majority") == (0, 2, 5)
-    assert schedule_from_traces(traces, computed_steps=4) == (0, 1, 2, 5)
-    assert schedule_from_traces(traces, computed_steps=5) == (0, 1, 2, 4, 5)
-    assert schedule_from_traces(traces, computed_steps=1) == (0,)
-
-
-def test_average_counts_the_branches_of_a_step():
-    trace = trace_with({0, 3}, branches=("cond", "uncond"))
-    trace.calls[2].refreshed = True  # step 1, one branch of two
-    assert schedule_from_traces([trace], rule="majority") == (0, 3)
-    assert schedule_from_traces([trace], computed_steps=3) == (0, 1, 3)
-
-
-def test_average_of_traces_can_be_scheduled(sampler):
-    traces = [run_cached(sampler, CONFIGS[3], seed=seed)[1].trace for seed in (0, 1)]
-    schedule = schedule_from_traces(traces)
-    _, summary = run_cached(sampler, CacheConfig(use_cache="Schedule", schedule=schedule))
-    assert [c.step_index for c in summary.trace.calls if c.refreshed] == list(schedule)
-
-
-@pytest.mark.parametrize(
-    ("traces", "options", "message"),
-    [
-        ([], {}, "traces must not be empty"),
-        ([Trace("Fb")], {}, "every trace must have calls"),
-        ([trace_with({0}), trace_with({0}, steps=7)], {}, "have 6, 7 steps"),
-        ([trace_with({0})], {"rule": "mean"}, "rule must be one of budget, majority"),
-        ([trace_with({0})], {"computed_steps": 7}, "computed_steps must be from 1 to 6, got 7"),
-        ([trace_with({0})], {"computed_steps": 2, "rule": "majority"}, "is for the rule 'budget'"),
-    ],
-)
-def test_traces_that_cannot_be_averaged_are_refused(traces, options, message):
-    with pytest.raises(ValueError, match=message):
-        schedule_from_traces(traces, **options)

@@ -1,55 +1,58 @@
 """Blocks compiled with ``fullgraph=True`` stay whole, and are not compiled again, under a cache."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from benchmark.gpu_models import TINY
-from benchmark.gpu_rows import OURS, Schedule, our_config
-from xfuser_adacorr import cache_summary, disable_cache, enable_cache
+from tests.tiny_families import FAMILIES, NAMES, FamilySampler, loose
+from xfuser_adacorr import CacheConfig, Schedule, cache_summary, disable_cache, enable_cache
 
-SCHEDULE = Schedule(steps=6, computed=2)
-CONFIGS = {name: our_config(name, SCHEDULE) for name in OURS}
-CONFIGS["literal"] = replace(CONFIGS["Fast+AdaCorrection"], adacorr_mode="literal")
+STEPS = 6
+CONFIGS = {name: loose(name) for name in NAMES if "+" in name or name == "Auto"} | {
+    name: CacheConfig.from_name(name, rel_l1_thresh=100.0) for name in ("Fb", "Tea", "Fast")
+}
+CONFIGS["Ada"] = CacheConfig(use_cache="Ada", codebook={1e9: 3})
+CONFIGS["Ada+AdaCorrection"] = CacheConfig(
+    use_cache="Ada", codebook={1e9: 3}, enable_adacorrection=True, adacorr_gamma=0.0
+)
+CONFIGS["Schedule"] = Schedule(steps=[0, 3])
+CONFIGS["literal"] = CacheConfig(
+    use_cache="Fast", rel_l1_thresh=100.0, enable_adacorrection=True, adacorr_mode="literal"
+)
+COMPILED = [tiny for tiny in FAMILIES if tiny.name in ("pixart", "opensora", "opensora2")]
 
 
-def generate(model, pipe):
-    TINY[model].generate(pipe, SCHEDULE.steps)
-
-
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=COMPILED, ids=lambda tiny: tiny.name)
 def compiled(request):
-    """(model, its pipeline with compiled blocks)."""
+    """A sampler of a model with compiled blocks."""
     torch._dynamo.reset()
-    pipe = TINY[request.param].make(torch.device("cpu"), torch.float32)
-    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
-    return request.param, pipe
+    counters.clear()
+    sampler = FamilySampler(request.param)
+    for block in request.param.blocks(sampler.model):
+        block.compile(fullgraph=True, backend="eager")
+    return sampler
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_blocks_are_whole_graphs_and_not_compiled_again(compiled, name):
-    model, pipe = compiled
-    enable_cache(pipe, CONFIGS[name])
-    generate(model, pipe)  # counts FLOPs uncompiled, and compiles what is not yet compiled
+    enable_cache(compiled.model, CONFIGS[name], scheduler=compiled.scheduler)
+    compiled.run(STEPS)  # compiles what is not yet compiled
     graphs = counters["stats"]["unique_graphs"]
-    generate(model, pipe)
-    reused = cache_summary(pipe).reused_steps
-    disable_cache(pipe)
+    compiled.run(STEPS)
+    reused = cache_summary(compiled.model).reused_steps
+    disable_cache(compiled.model)
     assert graphs > 0 and counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
-    assert reused >= SCHEDULE.steps - SCHEDULE.computed - 2  # two may be forced at the end
+    assert reused >= 2
 
 
 def test_methods_share_the_graphs(compiled):
     """A method that comes after another one finds the blocks compiled."""
-    model, pipe = compiled
-    enable_cache(pipe, CONFIGS["Tea"])
-    generate(model, pipe)
-    disable_cache(pipe)
+    enable_cache(compiled.model, CONFIGS["Tea"], scheduler=compiled.scheduler)
+    compiled.run(STEPS)
+    disable_cache(compiled.model)
     graphs = counters["stats"]["unique_graphs"]
-    enable_cache(pipe, CONFIGS["Fast"])
-    generate(model, pipe)
-    disable_cache(pipe)
+    enable_cache(compiled.model, CONFIGS["Fast"], scheduler=compiled.scheduler)
+    compiled.run(STEPS)
+    disable_cache(compiled.model)
     assert counters["stats"]["unique_graphs"] == graphs

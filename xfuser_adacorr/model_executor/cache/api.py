@@ -135,7 +135,8 @@ def denoisers_of(x: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
 
 
 def _models_in(x: Any) -> list[str]:
-    return sorted(name for name, value in vars(x).items() if isinstance(value, nn.Module))
+    attributes = getattr(x, "__dict__", {})
+    return sorted(name for name, value in attributes.items() if isinstance(value, nn.Module))
 
 
 def schedulers_of(x: Any, scheduler: Any = None) -> Any:

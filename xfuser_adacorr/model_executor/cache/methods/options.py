@@ -250,7 +250,9 @@ class StackOptions(Method):
         method = self.stack_method(model, family)
         method.signal_only = self.correction is not None
         if isinstance(self.correction, Literal):
-            return LiteralBlend(method, self.correction.gamma, self.correction.lambda_, family)
+            method = LiteralBlend(method, self.correction.gamma, self.correction.lambda_, family)
+        if not self.answers_steps:  # else the rule of the steps has the warmup (`make_rule`)
+            method.warmup = self.warmup
         return method
 
     def stack_method(self, model: nn.Module, family: "ModelFamily") -> StackMethod:

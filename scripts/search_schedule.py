@@ -11,17 +11,20 @@ import torch
 from calibration_runs import add_steps, final_latents, load, parse_arguments, settings_of
 from tqdm.auto import tqdm
 
-from benchmark.tuning import schedule_config
-from xfuser_adacorr import disable_cache, enable_cache
-from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
-from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
-from xfuser_adacorr.model_executor.cache.samplers import describe_sampler, log_snrs, read_schedule
-from xfuser_adacorr.model_executor.cache.stored_schedule import (
-    ADACORRECTION,
+from benchmark.models.package import (
     SCHEDULE_FILE,
+    Steps,
     StoredSchedule,
+    describe_sampler,
+    even_starts,
+    log_snrs,
+    model_fingerprint,
+    read_schedule,
     save_schedule,
+    search_schedule,
 )
+from benchmark.run.tuning import ADACORRECTION, schedule_config
+from xfuser_adacorr import disable_cache, enable_cache
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from benchmark import ablation_report, ablation_variants, ablations
-from benchmark.ablation_variants import PARTS, VARIANTS, Variant
-from benchmark.generate import Generated
-from benchmark.metrics import psnr_db
-from benchmark.plan import uncached_row
+from benchmark.run.generate import Generated
+from benchmark.run.rows import uncached_row
+from benchmark.run.store import Store
+from benchmark.score.pictures import psnr_db
 from benchmark.small.judge import Judge, save_judge
-from benchmark.store import Store
+from benchmark.studies.ablation_variants import PARTS, VARIANTS, Variant
 from tests.samplers import Loop, linear_loop, relative_error
 from tests.test_benchmark_cli import tiny_pipeline
 from tests.tiny import FluxSampler

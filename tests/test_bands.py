@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmark import pareto_report
-from benchmark.bands import QUANTITIES, Point, best_curve, curve, point_at
-from benchmark.metrics import frechet_distance
-from benchmark.samples import RESAMPLES, draws, resampled_distances
+from benchmark.score.bands import QUANTITIES, Point, best_curve, curve, point_at
+from benchmark.score.pictures import frechet_distance
+from benchmark.score.samples import RESAMPLES, draws, resampled_distances
 
 PSNR, ACCURACY = QUANTITIES[0], QUANTITIES[5]
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from benchmark import cache_execute, families, judging, loading, settings
 from benchmark.errors import BenchmarkError
-from benchmark.families import FAMILIES
-from benchmark.schedulers import own_solver
+from benchmark.models.families import FAMILIES
+from benchmark.models.schedulers import own_solver
 from benchmark.small import dit, opensora, pixart
 from benchmark.small.clip_judge import ClipJudge
 from benchmark.small.judge import Judge, save_judge

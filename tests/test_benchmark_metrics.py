@@ -9,7 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmark import metrics
 from benchmark.errors import BenchmarkError
-from benchmark.perceptual import Lpips, load_lpips
+from benchmark.score.perceptual import Lpips, load_lpips
 
 
 def pictures(number=3, size=16, seed=0):

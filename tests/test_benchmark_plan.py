@@ -1,12 +1,12 @@
 """Rows of a run: options, same-compute rows, sweeps and their interpolation."""
 
 import pytest
+from benchmark.run.knobs import SWEEPS
 
 from benchmark import plan, sweep
-from benchmark.families import DDIM, DPM_SOLVER, EULER, FAMILIES
-from benchmark.method_names import METHOD_NAMES, UNCACHED
+from benchmark.models.families import DDIM, DPM_SOLVER, EULER, FAMILIES
+from benchmark.models.names import METHOD_NAMES, UNCACHED
 from benchmark.settings import ROOT
-from benchmark.sweeps import SWEEPS
 from xfuser_adacorr import METHODS, CacheConfig, load_family_config
 
 DOCUMENTED = {

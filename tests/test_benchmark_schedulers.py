@@ -11,8 +11,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from benchmark.families import DDIM, DPM_SOLVER, EULER, FAMILIES, UNIPC
-from benchmark.schedulers import make_scheduler
+from benchmark.models.families import DDIM, DPM_SOLVER, EULER, FAMILIES, UNIPC
+from benchmark.models.schedulers import make_scheduler
 from benchmark.small.noise import BETAS
 from xfuser_adacorr.models import RectifiedFlowScheduler
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmark.errors import BenchmarkError
-from benchmark.store import Store, write_json, write_text
+from benchmark.run.store import Store, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_remnant(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from benchmark.gpu_models import TINY
-from benchmark.gpu_rows import OURS, Schedule, our_config
+from benchmark.gpu.models import TINY
+from benchmark.gpu.rows import OURS, Schedule, our_config
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
 
 SCHEDULE = Schedule(steps=6, computed=2)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmark import cross_model, cross_report
 from benchmark.errors import BenchmarkError
-from benchmark.readme import END
+from benchmark.report.markers import END
 from benchmark.settings import ROOT
 
 MARKERS = (f"<!-- {cross_report.MARKER} -->", END)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from benchmark import gpu_figures, gpu_measure, gpu_models, gpu_report
-from benchmark.gpu_probes import (
+from benchmark.gpu.probes import (
     computing_calls,
     middle_block,
     synchronising_calls,
     timed_calls,
 )
-from benchmark.gpu_rows import PEERS, Row, Schedule
+from benchmark.gpu.rows import PEERS, Row, Schedule
 from tests.tiny import FluxSampler, all_blocks, make_tiny_flux
 
 STEPS, COMPUTED, ROUNDS = 6, 2, 1

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmark import moreg_report, moreg_study
-from benchmark.generate import Generated
-from benchmark.moreg_report import MOREG, PLAIN, RELATIVE_MOREG
-from benchmark.store import Store
-from benchmark.video_metrics import clip_psnr_db
+from benchmark.run.generate import Generated
+from benchmark.run.store import Store
+from benchmark.score.clips import clip_psnr_db
+from benchmark.studies.moreg_report import MOREG, PLAIN, RELATIVE_MOREG
 from xfuser_adacorr import CacheConfig
 
 FRAMES = 4

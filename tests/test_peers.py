@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import peers, settings
 from benchmark.errors import BenchmarkError
-from benchmark.flops import counted_flops
-from benchmark.generate import make_picture, prepared
 from benchmark.peers import PEERS, peer_config, restoring, sweep_options
-from benchmark.plan import cached_row
+from benchmark.run.flops import counted_flops
+from benchmark.run.generate import make_picture, prepared
+from benchmark.run.rows import cached_row
 from tests.test_benchmark_cli import tiny_pipeline
 from tests.test_benchmark_families import tiny_dit, tiny_pixart
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache

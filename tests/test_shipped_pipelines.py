@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.families import FAMILIES
+from benchmark.models.families import FAMILIES
 from benchmark.small.evaluation import split_accuracy
 from benchmark.small.families import small_family
 from benchmark.small.judge import load_judge

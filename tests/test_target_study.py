@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from benchmark import target_report, target_study
-from benchmark.generate import Generated
-from benchmark.metrics import psnr_db
-from benchmark.plan import cached_row, uncached_row
-from benchmark.plots import plot_calibration
+from benchmark.report.plots import plot_calibration
+from benchmark.run.generate import Generated
+from benchmark.run.rows import cached_row, uncached_row
+from benchmark.run.store import Store
+from benchmark.score.pictures import psnr_db
 from benchmark.small.judge import Judge, save_judge
-from benchmark.store import Store
 from tests.test_benchmark_cli import tiny_pipeline
 from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.core.profile import Profile

@@ -7,16 +7,16 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmark.gpu.models import TINY
-from benchmark.gpu.rows import OURS, Schedule, our_config
+from benchmark.gpu.rows import OURS, StepPlan, our_config
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
 
-SCHEDULE = Schedule(steps=6, computed=2)
-CONFIGS = {name: our_config(name, SCHEDULE) for name in OURS}
+PLAN = StepPlan(number=6, computed=2)
+CONFIGS = {name: our_config(name, PLAN) for name in OURS}
 CONFIGS["literal"] = replace(CONFIGS["Fast+AdaCorrection"], adacorr_mode="literal")
 
 
 def generate(model, pipe):
-    TINY[model].generate(pipe, SCHEDULE.steps)
+    TINY[model].generate(pipe, PLAN.number)
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -39,7 +39,7 @@ def test_blocks_are_whole_graphs_and_not_compiled_again(compiled, name):
     disable_cache(pipe)
     assert graphs > 0 and counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
-    assert reused >= SCHEDULE.steps - SCHEDULE.computed - 2  # two may be forced at the end
+    assert reused >= PLAN.number - PLAN.computed - 2  # two may be forced at the end
 
 
 def test_methods_share_the_graphs(compiled):

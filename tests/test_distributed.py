@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from benchmark.errors import BenchmarkError
-from benchmark.settings import read_settings
+from tests.benchmark.tiny import read_settings
 from tests.parallel.cases import CASES, NEVER_REUSE, STEPS
 from xfuser_adacorr import CacheConfig, DecisionScope, enable_cache
 from xfuser_adacorr.core.distributed import MAX_REDUCED_SUMS

@@ -114,11 +114,6 @@ class BudgetOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoregOptions(Checked):
-    moreg_divisor: float = option("d, which divides the motion", 1.0, read=float, check=above(0))
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScalingOptions(Checked):
     output_dir: Path = option("where to write", RESULTS / "scaling", read=Path)
     steps: int = option("of each picture", 28, read=int, check=at_least(4))
@@ -246,15 +241,6 @@ STUDIES = {
             defaults={"num_prompts": 8},
             options=BudgetOptions,
             output="budget/FAMILY_STEPS",
-        ),
-        Study(
-            name="moreg",
-            question="What does AdaCache's Motion Regularization bring on fast and slow clips?",
-            module="benchmark.studies.moreg",
-            takes=("model", "config", "num_inference_steps", "guidance_scale", "dtype", *_RUN),
-            defaults={"model_type": "opensora"},
-            options=MoregOptions,
-            output="moreg",
         ),
         Study(
             name="reuse_cost",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from benchmark import video_metrics
+from benchmark.score import clips as video_metrics
 
 
 def clips(seed, number=2, frames=4, size=16):

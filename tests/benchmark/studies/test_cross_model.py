@@ -1,16 +1,18 @@
-"""The table over model families: its rows and figures, its command, and its place in the README."""
+"""The table over model families: its rows and figures, its command, and its place in the docs."""
 
 import json
 
 import pytest
 
-from benchmark import cross_model, cross_report
 from benchmark.errors import BenchmarkError
-from benchmark.report.markers import END
+from benchmark.report.markers import END, PAGE
 from benchmark.settings import ROOT
+from benchmark.studies import compare, cross_report
+from benchmark.studies.catalogue import RESULTS
+from tests.benchmark.tiny import run_study
 
 MARKERS = (f"<!-- {cross_report.MARKER} -->", END)
-HEAD = "| family | method | FID | FPS | speedup | HR | compute | PSNR dB | SSIM |"
+HEAD = "| family | method | judge distance | FPS | speedup | HR | compute | PSNR dB | SSIM |"
 
 
 def result(name, compute, psnr, *, steps=None, solver="Euler", **changes):
@@ -22,7 +24,7 @@ def result(name, compute, psnr, *, steps=None, solver="Euler", **changes):
         "num_inference_steps": steps or 20,
         "solver": solver,
         "config": {"use_cache": name} if cached else None,
-        "fid": 1470.126,
+        "judge_distance": 1470.126,
         "fps": 2 / compute,
         "speedup": 1 / compute,
         "hit_rate": 1 - compute if cached else 0.0,
@@ -49,7 +51,7 @@ def document(results, **settings):
             "num_inference_steps": [20],
             **settings,
         },
-        "fid": "Fréchet distance of features",
+        "distance": "Fréchet distance of features",
         "environment": {"torch": "2.13", "threads": 2},
         "prompts": [{"prompt": "a red circle", "seed": 1}] * 16,
         "results": results,
@@ -125,34 +127,34 @@ def test_the_report_says_how_it_was_measured_and_what_can_be_compared(tmp_path):
     assert (tmp_path / "psnr.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_gets_the_table_between_its_markers_again_and_again(tmp_path):
+def test_the_page_gets_the_table_between_its_markers_again_and_again(tmp_path):
     cross_report.write_report(tmp_path, cross_report.gather({"flux": document(PICTURES)}))
     start, end = MARKERS
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{start}\nold\n{end}\nafter\n")
     for _ in range(2):
-        cross_report.update_readme(readme, tmp_path / "cross_model.json")
+        cross_report.update_results(page, tmp_path / "cross_model.json")
         table = table_of(flux=document(PICTURES)).markdown()
-        assert readme.read_text() == f"before\n{start}\n\n{table}\n{end}\nafter\n"
+        assert page.read_text() == f"before\n{start}\n\n{table}\n{end}\nafter\n"
 
 
 @pytest.mark.parametrize("order", [(), (0,), (1, 0), (0, 0, 1)])
-def test_a_readme_with_other_markers_stays_as_it_is(tmp_path, order):
+def test_a_page_with_other_markers_stays_as_it_is(tmp_path, order):
     cross_report.write_report(tmp_path, cross_report.gather({"flux": document(PICTURES)}))
-    readme = tmp_path / "README.md"
-    readme.write_text("\n".join(MARKERS[index] for index in order))
-    before = readme.read_text()
-    with pytest.raises(BenchmarkError, match="--update_readme: .* once"):
-        cross_report.update_readme(readme, tmp_path / "cross_model.json")
-    assert readme.read_text() == before
+    page = tmp_path / "results.md"
+    page.write_text("\n".join(MARKERS[index] for index in order))
+    before = page.read_text()
+    with pytest.raises(BenchmarkError, match="--update_results: .* once"):
+        cross_report.update_results(page, tmp_path / "cross_model.json")
+    assert page.read_text() == before
 
 
-def test_the_readme_has_a_place_for_the_table_and_the_one_that_is_committed(tmp_path):
-    copy, committed = tmp_path / "README.md", cross_model.OUTPUT / "cross_model.json"
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_the_page_has_a_place_for_the_table_and_the_one_that_is_committed(tmp_path):
+    copy, committed = tmp_path / "results.md", RESULTS / "cross_model" / "cross_model.json"
+    text = PAGE.read_text("utf-8")
     copy.write_text(text, "utf-8")
     if committed.is_file():
-        cross_report.update_readme(copy, committed)
+        cross_report.update_results(copy, committed)
         assert copy.read_text("utf-8") == text
     assert text.count(MARKERS[0]) == 1
 
@@ -169,12 +171,12 @@ def command(tmp_path, monkeypatch):
         (settings.output_dir / "rows" / "settings.json").write_text("{}")
         (settings.output_dir / "results.json").write_text(json.dumps(document(PICTURES)))
 
-    monkeypatch.setattr(cross_model, "execute", execute)
+    monkeypatch.setattr(compare, "run", execute)
 
     def run(*arguments):
         given = ["--pipelines", tmp_path / "pipelines", "--output_dir", tmp_path / "out"]
         ran.clear()
-        return cross_model.main([str(argument) for argument in (*given, *arguments)]), ran
+        return run_study("cross_model", *given, *arguments), ran
 
     return run
 
@@ -206,15 +208,18 @@ def test_a_family_that_was_begun_is_resumed_and_any_other_is_begun(command, tmp_
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--families", "dalle"), "--families: invalid choice: 'dalle'"),
-        (("--num_prompts", "many"), "--num_prompts: must be a whole number"),
-        (("--num_prompts", "-2"), "--num_prompts: must be a whole number of at least 1"),
+        (("--families", "dalle"), "--families must be one of flux, pixart, dit, opensora"),
+        (("--num_prompts", "many"), "--num_prompts: invalid int value"),
+        (("--num_prompts", "-2"), "--num_prompts must be at least 1, got -2"),
         (("--num_prompts", "65"), "--num_prompts 65: the test split has 64 prompts"),
-        (("--cache_methods", "Fbx"), "--cache_methods: unknown cache method 'Fbx'"),
+        (
+            ("--cache_methods", "Fbx"),
+            "of a cache method; accepted: None, Fb",
+        ),
         (("--pipelines", "nowhere"), "--families: no pipeline of any family in nowhere"),
         (("--families", "flux", "--pipelines", "nowhere"), "--families: no pipeline of flux in"),
         (("--model", "x"), "unrecognized arguments: --model"),
-        (("--update_readme",), "--update_readme: there is no"),
+        (("--update_results",), "--update_results: there is no"),
     ],
 )
 def test_mistakes_end_in_one_line_before_anything_is_run(command, capfd, arguments, named):

@@ -10,14 +10,18 @@ from statistics import median
 import pytest
 import torch
 
-from benchmark import gpu_figures, gpu_measure, gpu_models, gpu_report
+from benchmark.gpu import figures as gpu_figures
+from benchmark.gpu import measure as gpu_measure
+from benchmark.gpu import models as gpu_models
+from benchmark.gpu import report as gpu_report
 from benchmark.gpu.probes import (
     computing_calls,
     middle_block,
     synchronising_calls,
     timed_calls,
 )
-from benchmark.gpu.rows import PEERS, Row, Schedule
+from benchmark.gpu.rows import PEERS, CacheRow, StepPlan
+from tests.benchmark.tiny import run_study
 from tests.tiny import FluxSampler, all_blocks, make_tiny_flux
 
 STEPS, COMPUTED, ROUNDS = 6, 2, 1
@@ -35,7 +39,7 @@ SIZES = ["--steps", str(STEPS), "--computed_steps", str(COMPUTED), "--rounds", s
 
 
 def dry_run(output_dir, *arguments):
-    return gpu_figures.main(["--dry_run", *SIZES, "--output_dir", str(output_dir), *arguments])
+    return run_study("gpu", "--dry_run", *SIZES, "--output_dir", output_dir, *arguments)
 
 
 def read(output_dir):
@@ -141,7 +145,7 @@ def test_others_caches_compute_what_the_schedule_says_in_every_generation(model,
     tiny = gpu_models.TINY[model]
     pipe = tiny.make(torch.device("cpu"), torch.float32)
     block = middle_block(pipe.transformer)
-    with row.enabled(pipe, Schedule(STEPS, COMPUTED)):
+    with row.enabled(pipe, StepPlan(STEPS, COMPUTED)):
         tiny.generate(pipe, STEPS)
         with computing_calls(pipe.transformer, block) as computed:
             tiny.generate(pipe, STEPS)
@@ -189,14 +193,14 @@ def test_a_row_that_fails_is_told_and_tried_again(copied, monkeypatch):
 
     before = json.loads((copied / "rows" / "flux-eager.json").read_text())
     run = ["--model", "flux", "--modes", "eager", "--rows", "broken", "--resume"]
-    monkeypatch.setitem(PEERS, "flux", (Row(name="broken", enabled=fail),))
+    monkeypatch.setitem(PEERS, "flux", (CacheRow(name="broken", enabled=fail),))
     assert dry_run(copied, *run) == 0
     rows = read(copied)["flux", "eager"]
     assert rows["broken"]["error"] == "RuntimeError: no kernel for this device"
     assert rows["Auto"]["computed_calls"] == COMPUTED_CALLS["Auto"]
     assert "- broken: RuntimeError" in (copied / "report.md").read_text()
 
-    mended = Row(name="broken", enabled=lambda *_: nullcontext())
+    mended = CacheRow(name="broken", enabled=lambda *_: nullcontext())
     monkeypatch.setitem(PEERS, "flux", (mended,))
     assert dry_run(copied, *run) == 0
     assert read(copied)["flux", "eager"]["broken"]["computed_calls"] == STEPS
@@ -273,9 +277,9 @@ def test_mistakes_are_named(tmp_path, capsys, arguments, message):
 
 def test_without_a_gpu_only_the_dry_run_works(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_figures.main(["--output_dir", str(tmp_path / "out")]) == 2
+    assert run_study("gpu", "--output_dir", tmp_path / "out") == 2
     assert re.search("no GPU: .*--dry_run", capsys.readouterr().err)
-    assert gpu_figures.main(["--dry_run"]) == 2
+    assert run_study("gpu", "--dry_run") == 2
     assert "--output_dir must be given with --dry_run" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -288,9 +292,9 @@ def test_other_settings_do_not_resume(measured, capsys):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_all_modes_on_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_models, "SIZED", gpu_models.TINY)
+    monkeypatch.setattr(gpu_figures, "SIZED", gpu_models.TINY)
     run = ["--output_dir", str(tmp_path / "out"), *SIZES, "--rows", *OURS]
-    assert gpu_figures.main(run) == 0
+    assert run_study("gpu", *run) == 0
     for rows in read(tmp_path / "out").values():
         for name in OURS:
             assert "error" not in rows[name], rows[name]

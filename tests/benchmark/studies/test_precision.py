@@ -6,13 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmark import precision
 from benchmark.run.generate import Generated
 from benchmark.run.rows import cached_row, uncached_row
 from benchmark.run.store import Store
 from benchmark.score.pictures import psnr_db
-from benchmark.small.judge import Judge, save_judge
-from tests.test_benchmark_cli import tiny_pipeline
+from benchmark.studies import precision
+from tests.benchmark.tiny import run_study
 from xfuser_adacorr import CacheConfig
 
 ROWS = [uncached_row(28), cached_row("Auto", 28, CacheConfig(use_cache="Auto"))]
@@ -74,14 +73,11 @@ def test_the_report_has_a_line_for_each_type_and_method(tmp_path):
         assert line in report
 
 
-def test_the_command_runs_every_method_in_both_types(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "flux")
-    torch.manual_seed(1)
-    save_judge(Judge().eval(), tmp_path / "judge")
+def test_the_command_runs_every_method_in_both_types(models, tmp_path):
     out = tmp_path / "out"
-    arguments = ["--model", tmp_path / "flux", "--judge", tmp_path / "judge", "--output_dir", out]
+    arguments = ["--model", models / "flux", "--judge", models / "judge", "--output_dir", out]
     arguments += ["--num_inference_steps", 4, "--num_prompts", 1, "--cache_methods", "Auto"]
-    assert precision.main([str(argument) for argument in [*arguments, "--threads", 1]]) == 0
+    assert run_study("precision", *arguments, "--threads", 1) == 0
     document = json.loads((out / "results.json").read_text())
     found = [(row["dtype"], row["cache_method"]) for row in document["results"]]
     assert found == [(dtype, name) for dtype in DTYPES for name in ("None", "Auto")]
@@ -94,12 +90,12 @@ def test_the_command_runs_every_method_in_both_types(tmp_path):
     ("arguments", "named"),
     [
         (("--half", "float64"), "--half"),
-        (("--cache_methods", "Nope"), "unknown cache method 'Nope'"),
+        (("--cache_methods", "Nope"), "accepted: None, Fb"),
         (("--frobnicate",), "unrecognized arguments: --frobnicate"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capfd, tmp_path, arguments, named):
-    assert precision.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    assert run_study("precision", *arguments, "--output_dir", tmp_path / "out") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert named in line
     assert not (tmp_path / "out").exists()

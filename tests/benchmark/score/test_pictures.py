@@ -7,8 +7,8 @@ import torch
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmark import metrics
 from benchmark.errors import BenchmarkError
+from benchmark.score import pictures as metrics
 from benchmark.score.perceptual import Lpips, load_lpips
 
 

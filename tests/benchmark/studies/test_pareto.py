@@ -5,21 +5,25 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark import families, pareto, runner, sweep, sweeps, tuning
+from benchmark import cli
 from benchmark.errors import BenchmarkError
-from tests.test_benchmark_cli import models  # noqa: F401  (a fixture)
+from benchmark.models import families
+from benchmark.run import sweep, tuning, workbench
+from benchmark.studies import pareto
+from benchmark.studies.catalogue import STUDIES
+from tests.benchmark.tiny import run_study
 
 METHODS = ("Auto", "Schedule+AdaCorrection", "diffusers:MagCache")
 
 
 @pytest.fixture
-def command(models, tmp_path, monkeypatch):  # noqa: F811
+def command(models, tmp_path, monkeypatch):
     """Runs the command on few short rows; returns the exit code."""
     lists = {
         "Fb": [{"rel_l1_thresh": value} for value in (0.3, 9)],
         "Auto": [{"adacorr_tolerance": value} for value in (0.05, 9)],
     }
-    monkeypatch.setitem(sweeps.SWEEPS, "flux", {8: lists})
+    monkeypatch.setitem(sweep.SWEEPS, "flux", {8: lists})
     flux = families.FAMILIES["flux"]
     monkeypatch.setitem(families.FAMILIES, "flux", replace(flux, ode=replace(flux.ode, steps=10)))
     monkeypatch.setattr(sweep, "SCHEDULE_SHARES", (0.25, 0.5))
@@ -28,9 +32,9 @@ def command(models, tmp_path, monkeypatch):  # noqa: F811
     def run(*arguments):
         given = ["--model", models / "flux", "--judge", models / "judge", "--threads", 1]
         given += ["--num_prompts", 2, "--num_inference_steps", 8, "--tuning_prompts", 1]
-        given += ["--search_evaluations", 3, "--output_dir", tmp_path / "out"]
-        given += ["--work_dir", tmp_path / "work", *arguments]
-        return pareto.main([str(argument) for argument in given])
+        given += ["--search_evaluations", 3, "--results_dir", tmp_path / "out"]
+        given += ["--output_dir", tmp_path / "work", *arguments]
+        return run_study("pareto", *given)
 
     return run
 
@@ -45,21 +49,20 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     for result in results:
         by_name.setdefault(result["cache_method"], []).append(result)
     (uncached,) = by_name["None"]
-    assert uncached["total_compute_fraction"] == 1
-    assert uncached["transformer_flops"] > uncached["block_flops"] > 0
+    assert uncached["compute_fraction"] == 1 and uncached["denoiser_flops"] > 0
     for result in by_name["Euler, fewer steps"]:
         share = result["num_inference_steps"] / 8
-        assert result["total_compute_fraction"] == pytest.approx(share, abs=1e-6)
+        assert result["compute_fraction"] == pytest.approx(share, abs=1e-6)
     searched = by_name["Schedule+AdaCorrection"]
     assert [len(result["config"]["schedule"]) for result in searched] == [2, 4]
     for result in searched:
         share = len(result["config"]["schedule"]) / 8
-        assert result["total_compute_fraction"] == pytest.approx(share, abs=1e-6)
+        assert result["compute_fraction"] == pytest.approx(share, abs=1e-6)
     ratios = json.loads((tmp_path / "work" / "tuning" / "magcache-8.json").read_text())
     assert len(ratios) == 8 and ratios[0] == 1
     calibrated = by_name["diffusers:MagCache"]
     assert all(result["config"]["options"]["mag_ratios"] == ratios for result in calibrated)
-    assert min(result["total_compute_fraction"] for result in calibrated) < 1
+    assert min(result["compute_fraction"] for result in calibrated) < 1
     assert {entry["at"] for entry in document["at_fractions"]} == {0.25, 0.35, 0.5}
     assert all("samples" not in result for result in results)
     report = (tmp_path / "out" / "pareto_flux_8.md").read_text()
@@ -70,7 +73,7 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     def made(*arguments):
         raise AssertionError("a finished row was made again")
 
-    monkeypatch.setattr(runner, "generate_row", made)
+    monkeypatch.setattr(workbench, "generate_row", made)
     monkeypatch.setattr(tuning, "make_picture", made)
     assert command("--methods", *METHODS) == 2  # the directory is taken
     assert command("--methods", *METHODS, "--resume") == 0
@@ -86,22 +89,26 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     assert "## PSNR to uncached (dB) at equal time, 8 steps" in report
 
 
+def chosen(arguments):
+    settings, options = cli.read(STUDIES["pareto"], arguments)
+    return pareto.pareto_settings(settings, options.methods)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("--tuning_prompts", "0"), "--tuning_prompts must be at least 1"),
-        (("--methods", "Tee"), "unknown cache method 'Tee'"),
+        (("--methods", "Tee"), "accepted: None, Fb, .*got 'Tee'"),
         (("--model_type", "dit", "--methods", "xfuser:fbcache"), "accepted: flux"),
     ],
 )
 def test_mistakes_are_named(arguments, named):
     with pytest.raises(BenchmarkError, match=named):
-        pareto.pareto_settings(pareto.make_parser().parse_args(arguments))
+        chosen(arguments)
 
 
 def test_all_our_methods_and_all_peers_of_the_family_are_taken_by_default():
-    given = pareto.make_parser().parse_args(["--model_type", "dit"])
-    settings, left_out = pareto.pareto_settings(given)
+    settings, left_out = chosen(["--model_type", "dit"])
     assert {"Auto", "Fb+AdaCorrection", "Schedule", "diffusers:FirstBlockCache"} <= set(
         settings.cache_methods
     )

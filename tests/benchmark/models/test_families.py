@@ -5,80 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DiTTransformer2DModel,
-    PixArtTransformer2DModel,
-)
+from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmark import cache_execute, families, judging, loading, settings
+from benchmark import settings
 from benchmark.errors import BenchmarkError
+from benchmark.models import families, loading
 from benchmark.models.families import FAMILIES
 from benchmark.models.schedulers import own_solver
-from benchmark.small import dit, opensora, pixart
+from benchmark.score import judging
 from benchmark.small.clip_judge import ClipJudge
 from benchmark.small.judge import Judge, save_judge
-from benchmark.small.text import TEXT_WIDTH
-from xfuser_adacorr.models import STDiT3Transformer3DModel
+from tests.benchmark.tiny import TINY, read_settings, run_study
 
 STEPS, ODE_STEPS = 6, 8
-
-
-def tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-        shift_factor=0.0,
-        mid_block_add_attention=False,
-    )
-
-
-def tiny_pixart():
-    transformer = PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        num_layers=3,
-        cross_attention_dim=24,
-        sample_size=16,
-        caption_channels=TEXT_WIDTH,
-        use_additional_conditions=False,
-    )
-    return pixart.build_pipeline(tiny_vae()), transformer
-
-
-def tiny_dit():
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=8,
-        num_layers=3,
-        sample_size=16,
-        num_embeds_ada_norm=1000,
-    )
-    return dit.build_pipeline(tiny_vae()), transformer
-
-
-def tiny_opensora():
-    transformer = STDiT3Transformer3DModel(
-        hidden_size=24,
-        depth=2,
-        num_heads=2,
-        input_sq_size=64,
-        caption_channels=TEXT_WIDTH,
-        model_max_length=opensora.TEXT_TOKENS,
-    )
-    return opensora.build_pipeline(tiny_vae()), transformer
-
-
-TINY = {"pixart": tiny_pixart, "dit": tiny_dit, "opensora": tiny_opensora}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +49,7 @@ def command(models, tmp_path, monkeypatch):
         given = ["--model_type", name, "--model", models / name, "--judge", models / family.judge]
         given += ["--num_prompts", 2, "--repetitions", 1, "--warmup", 0, "--threads", 1]
         given += ["--output_dir", tmp_path / "out", *arguments]
-        return cache_execute.main([str(argument) for argument in given])
+        return run_study("compare", *given)
 
     return run
 
@@ -145,7 +86,7 @@ def test_a_comparison_of_every_family(command, tmp_path, name, shape, text):
     assert all(row["cache_method"] == f"{row['solver']}, fewer steps" for row in fewer)
     for row in document["results"]:
         assert row["psnr_ode_db"]["mean"] > 0
-        assert row["fid"] >= 0 and 0 <= row["prompt_accuracy"] <= 1
+        assert row["judge_distance"] >= 0 and 0 <= row["prompt_accuracy"] <= 1
     report = (out / "report.md").read_text()
     assert f"({family.solvers[0]}) and by {family.solvers[1]}" in report
     kept = [load_file(file)["pictures"] for file in (out / "references").iterdir()]
@@ -158,12 +99,12 @@ def test_a_comparison_of_every_family(command, tmp_path, name, shape, text):
 
 
 def test_guidance_above_1_doubles_the_batch_and_1_does_not(models):
-    given = settings.read_settings(["--model_type", "dit", "--model", str(models / "dit")])
+    given = read_settings(["--model_type", "dit", "--model", str(models / "dit")])
     pipe, sizes = loading.load_pipeline(given), []
     pipe.transformer.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     for scale in (3.0, 1.0):
         own = replace(given, guidance_scale=scale)
-        pipe(**FAMILIES["dit"].call(pipe, own, "red circle", (64, 64)), num_inference_steps=1)
+        pipe(**loading.call_arguments(own, pipe, "red circle"), num_inference_steps=1)
     assert sizes == [2, 1]
 
 
@@ -181,8 +122,8 @@ def test_a_class_name_that_the_pipeline_does_not_know_is_named(command, tmp_path
 def test_what_cannot_be_enabled_on_the_model_is_said_before_anything_is_written(
     command, tmp_path, capsys
 ):
-    assert command("dit", "--cache_methods", "Auto", "--target_psnr", 50) == 2
-    assert "Auto: target_psnr needs a calibration of the model" in capsys.readouterr().err
+    assert command("dit", "--cache_methods", "Schedule") == 2
+    assert "Schedule: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -195,18 +136,18 @@ def test_entries_must_have_the_familys_own_text(command, tmp_path, capsys):
 
 def test_a_scheduler_that_would_make_the_rows_names_untrue_is_refused(models, tmp_path):
     pipe = loading.load_pipeline(
-        settings.read_settings(["--model_type", "dit", "--model", str(models / "dit")])
+        read_settings(["--model_type", "dit", "--model", str(models / "dit")])
     )
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path / "other")
-    given = settings.read_settings(["--model_type", "dit", "--model", str(tmp_path / "other")])
+    given = read_settings(["--model_type", "dit", "--model", str(tmp_path / "other")])
     with pytest.raises(BenchmarkError, match="samples with DDPMScheduler; accepted for dit: DDIM"):
         loading.load_pipeline(given)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_pipelines_schedulers_are_what_the_families_say(models, name):
-    given = settings.read_settings(["--model_type", name, "--model", str(models / name)])
+    given = read_settings(["--model_type", name, "--model", str(models / name)])
     pipe = loading.load_pipeline(given)
     assert own_solver(pipe.scheduler) == FAMILIES[name].solvers[0]
     assert loading.picture_shape(given, pipe) == (64, 64)
@@ -214,7 +155,7 @@ def test_the_pipelines_schedulers_are_what_the_families_say(models, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_configuration_files_and_defaults_are_the_familys_own(name):
-    given = settings.read_settings(["--model_type", name])
+    given = read_settings(["--model_type", name])
     loading.load_documented(given)
     assert given.num_inference_steps == (FAMILIES[name].steps,)
     assert given.guidance_scale == FAMILIES[name].guidance_scale
@@ -225,7 +166,7 @@ def test_configuration_files_and_defaults_are_the_familys_own(name):
 
 def test_a_configuration_file_of_another_family_is_refused():
     config = str(settings.ROOT / "configs" / "dit.yaml")
-    given = settings.read_settings(["--model_type", "pixart", "--config", config])
+    given = read_settings(["--model_type", "pixart", "--config", config])
     with pytest.raises(BenchmarkError, match="family 'dit', but --model_type is 'pixart'"):
         loading.load_documented(given)
 
@@ -244,7 +185,7 @@ def test_a_configuration_file_of_another_family_is_refused():
 )
 def test_what_a_family_does_not_have_is_refused_by_name(name, arguments, named):
     with pytest.raises(BenchmarkError, match=named):
-        settings.read_settings(["--model_type", name, *arguments])
+        read_settings(["--model_type", name, *arguments])
 
 
 def test_real_clips_are_of_the_judges_shape(monkeypatch):

@@ -1,11 +1,13 @@
 """Rows of a run: options, same-compute rows, sweeps and their interpolation."""
 
 import pytest
-from benchmark.run.knobs import SWEEPS
 
-from benchmark import plan, sweep
 from benchmark.models.families import DDIM, DPM_SOLVER, EULER, FAMILIES
 from benchmark.models.names import METHOD_NAMES, UNCACHED
+from benchmark.run import rows as plan
+from benchmark.run import sweep
+from benchmark.run.sweep import SWEEPS
+from benchmark.score import curves
 from benchmark.settings import ROOT
 from xfuser_adacorr import METHODS, CacheConfig, load_family_config
 
@@ -42,7 +44,7 @@ def test_a_target_takes_the_place_of_the_documented_tolerance():
     for name in ("Auto", "Tea+AdaCorrection"):
         config = plan.method_config(name, DOCUMENTED, {"target_compute": 0.4})
         assert (config.target_compute, config.adacorr_tolerance) == (0.4, None)
-    assert plan.method_config("Fb", DOCUMENTED, {"target_psnr": 40.0}) == DOCUMENTED["Fb"]
+    assert plan.method_config("Fb", DOCUMENTED, {"target_compute": 0.4}) == DOCUMENTED["Fb"]
 
 
 def test_options_go_only_to_the_methods_that_have_them():
@@ -120,18 +122,18 @@ def test_the_study_of_no_corrected_method_is_of_auto():
 )
 def test_interpolation_is_linear_and_never_extrapolates(at, expected):
     points = [(0.4, 15.0), (0.2, 10.0), (0.3, 12.0)]
-    found = sweep.interpolate(points, at)
+    found = curves.interpolate(points, at)
     assert found == expected if expected is None else found == pytest.approx(expected)
 
 
 def test_points_at_the_same_compute_fraction_count_as_their_mean():
-    assert sweep.interpolate([(0.2, 1.0), (0.2, 3.0), (0.4, 4.0)], 0.3) == pytest.approx(3.0)
-    assert sweep.interpolate([], 0.3) is None
+    assert curves.interpolate([(0.2, 1.0), (0.2, 3.0), (0.4, 4.0)], 0.3) == pytest.approx(3.0)
+    assert curves.interpolate([], 0.3) is None
 
 
 def test_capped_psnr_is_no_part_of_a_curve():
-    row = {"psnr_db": {"mean": 100.0}, "identical": 4, "psnr_ode_db": None, "fid": 1.0}
-    assert sweep.curve_values({**row, "prompt_accuracy": 1.0})["psnr_db"] is None
+    row = {"psnr_db": {"mean": 100.0}, "identical": 4, "psnr_ode_db": None, "judge_distance": 1.0}
+    assert curves.curve_values({**row, "prompt_accuracy": 1.0})["psnr_db"] is None
 
 
 def test_the_documented_configuration_covers_every_method():
@@ -167,8 +169,8 @@ def test_an_ode_whose_start_moves_is_solved_for_every_step_count():
 
 
 def test_only_clips_have_a_temporal_curve():
-    row = {"psnr_db": {"mean": 30.0}, "identical": 0, "psnr_ode_db": None, "fid": 1.0}
+    row = {"psnr_db": {"mean": 30.0}, "identical": 0, "psnr_ode_db": None, "judge_distance": 1.0}
     row["prompt_accuracy"] = 1.0
-    assert "temporal_psnr_db" not in sweep.curve_values(row)
+    assert "temporal_psnr_db" not in curves.curve_values(row)
     clip = {**row, "temporal_psnr_db": {"mean": 40.0}}
-    assert sweep.curve_values(clip)["temporal_psnr_db"] == 40.0
+    assert curves.curve_values(clip)["temporal_psnr_db"] == 40.0

@@ -1,4 +1,4 @@
-"""The benchmark's command, end to end on a tiny random FLUX pipeline."""
+"""The comparison, end to end on a tiny random FLUX pipeline."""
 
 import json
 import re
@@ -6,71 +6,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-from diffusers import FluxTransformer2DModel as Transformer
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from benchmark import cache_execute, families, runner, settings, sweeps
-from benchmark.small.judge import Judge, save_judge
-from benchmark.small.tokenizers import build_clip_tokenizer, build_t5_tokenizer
-
-
-def tiny_pipeline() -> FluxPipeline:
-    torch.manual_seed(0)
-    clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
-    clip = CLIPTextConfig(
-        vocab_size=len(clip_tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        projection_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        bos_token_id=clip_tokenizer.bos_token_id,
-        eos_token_id=clip_tokenizer.eos_token_id,
-    )
-    t5 = T5Config(
-        vocab_size=len(t5_tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
-    return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-            shift_factor=0.0,
-            mid_block_add_attention=False,
-        ),
-        text_encoder=CLIPTextModel(clip),
-        tokenizer=clip_tokenizer,
-        text_encoder_2=T5EncoderModel(t5),
-        tokenizer_2=t5_tokenizer,
-        transformer=Transformer(
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-            guidance_embeds=False,
-            axes_dims_rope=(4, 6, 6),
-        ),
-    )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder with a tiny random pipeline and an untrained judge."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny_pipeline().save_pretrained(folder / "flux")
-    torch.manual_seed(1)
-    save_judge(Judge().eval(), folder / "judge")
-    return folder
+from benchmark import settings
+from benchmark.models import families
+from benchmark.run import sweep, workbench
+from tests.benchmark.tiny import read_settings, run_study
 
 
 @pytest.fixture
@@ -81,7 +21,7 @@ def command(models, tmp_path):
         given = ["--model", models / "flux", "--judge", models / "judge"]
         given += ["--num_prompts", 2, "--repetitions", 1, "--warmup", 0, "--threads", 1]
         given += ["--output_dir", tmp_path / output, *arguments]
-        return cache_execute.main([str(argument) for argument in given])
+        return run_study("compare", *given)
 
     return run
 
@@ -112,7 +52,10 @@ def test_a_comparison_writes_results_report_pictures_and_traces(command, tmp_pat
     assert all(row["num_inference_steps"] < 6 for row in fewer)
     assert uncached["psnr_db"] is None and uncached["speedup"] == 1
     assert 0 < fast["compute_fraction"] < 1
-    assert fast["hit_rate"] == pytest.approx(1 - fast["compute_fraction"])
+    assert 0 < fast["hit_rate"] < 1 and uncached["hit_rate"] == 0
+    assert uncached["compute_fraction"] == 1
+    flops = fast["denoiser_flops"] / uncached["denoiser_flops"]
+    assert fast["compute_fraction"] == pytest.approx(flops, abs=1e-6)
     for row in results:
         assert row["latency_s"]["runs"] == 2
         assert row["fps"] == pytest.approx(1 / row["latency_s"]["median"], rel=1e-3)
@@ -122,7 +65,13 @@ def test_a_comparison_writes_results_report_pictures_and_traces(command, tmp_pat
         trace = json.loads((tmp_path / "out" / row["trace"]).read_text())
         assert len(trace["calls"]) == 6
     report = (tmp_path / "out" / "report.md").read_text()
-    for text in ("| uncached |", "| Fast |", "| DPM-Solver++, ", "the small classifier", "torch 2"):
+    for text in (
+        "| uncached |",
+        "| Fast |",
+        "| DPM-Solver++, ",
+        "Judge distance: Fréchet distance of features of the small classifier",
+        "torch 2",
+    ):
         assert text in report
     figures = re.findall(r"!\[.*\]\((.*)\)", report)
     assert len(figures) == 4 and all((tmp_path / "out" / path).is_file() for path in figures)
@@ -148,7 +97,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(command, tmp_path, monkeypa
     assert command(*COMPARISON, *LOOSE, output="whole") == 0
 
     made = []
-    generate_row = runner.generate_row
+    generate_row = workbench.generate_row
 
     def interrupted(pipe, settings, row, *arguments):
         if row.name == "Fast+AdaCorrection" and "Fast+AdaCorrection" not in made:
@@ -157,7 +106,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(command, tmp_path, monkeypa
         made.append(row.name)
         return generate_row(pipe, settings, row, *arguments)
 
-    monkeypatch.setattr(runner, "generate_row", interrupted)
+    monkeypatch.setattr(workbench, "generate_row", interrupted)
     assert command(*COMPARISON, *LOOSE) == 130
     assert not (tmp_path / "out" / "results.json").exists()
     assert command(*COMPARISON, *LOOSE) == 2
@@ -179,7 +128,7 @@ def test_a_sweep_draws_curves_and_interpolates_them(command, tmp_path, monkeypat
     knobs = [{"rel_l1_thresh": value} for value in (0.1, 0.3, 9)]
     lists = {name: knobs for name in ("Fb", "Fb+AdaCorrection")}
     lists["Auto"] = [{"adacorr_tolerance": value} for value in (0.05, 9)]
-    monkeypatch.setitem(sweeps.SWEEPS, "flux", {8: lists})
+    monkeypatch.setitem(sweep.SWEEPS, "flux", {8: lists})
     flux = families.FAMILIES["flux"]
     short = replace(flux, ode=replace(flux.ode, steps=12))
     monkeypatch.setitem(families.FAMILIES, "flux", short)
@@ -215,30 +164,30 @@ def test_pictures_of_another_size_or_content_are_not_judged(command, tmp_path):
     arguments = ("--num_inference_steps", 4, "--cache_methods", "None", "--prompts", prompts)
     assert command(*arguments, "--true_cfg_scale", 2) == 0
     (row,) = read(tmp_path)["results"]
-    assert (row["fid"], row["prompt_accuracy"]) == (None, None)
+    assert (row["judge_distance"], row["prompt_accuracy"]) == (None, None)
     assert "the classifier does not know such pictures" in (tmp_path / "out/report.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--cache_methods", "Fb", "Tee"), "Tee'; accepted: None, Fb, Tea, Fast, Ada, Auto"),
-        (("--model_type", "dalle"), "choose from 'dit', 'flux'"),
+        (("--cache_methods", "Fb", "Tee"), "accepted: None, Fb, Tea, Fast, Ada, Auto"),
+        (("--model_type", "dalle"), "one of dit, flux, opensora, pixart, got 'dalle'"),
         (("--num_inference_steps", "3"), "at least 4"),
         (("--repetitions", "0"), "at least 1"),
         (("--adacorr_gamma", "-1"), "at least 0"),
         (("--adacorr_tolerance", "0"), "above 0"),
         (("--target_compute", "1.5"), "a share of at most 1"),
         (("--target_speedup", "0.5"), "at least 1"),
-        (("--target_psnr", "40", "--adacorr_tolerance", "1"), "choose one of them"),
+        (("--target_compute", "0.4", "--adacorr_tolerance", "1"), "choose one of them"),
         (("--sweep", "--target_compute", "0.5"), "a sweep tries tolerances of its own"),
-        (("--adacorr_mode", "loose"), "'adaptive', 'literal'"),
+        (("--adacorr_mode", "loose"), "one of adaptive, literal"),
         (("--height", "65"), "multiple of 16"),
         (("--num_prompts", "65"), "the test split has 64 prompts"),
         (("--prompts", "none.json"), "no file none.json"),
         (("--config", "none.yaml"), "no file none.yaml"),
         (("--frobnicate",), "unrecognized arguments: --frobnicate"),
-        (("--sweep", "--gamma_lambda_study"), "choose one"),
+        (("--sweep", "--gamma_lambda_study"), "not allowed with argument --sweep"),
         (("--gamma_lambda_study", "--adacorr_lambda", "2"), "is what --gamma_lambda_study varies"),
         (("--model", "no/such/directory"), "accepted: a diffusers directory or a hub id"),
         (("--model", "nobody/nothing"), "cannot load 'nobody/nothing' from the hub"),
@@ -284,7 +233,7 @@ def test_the_default_output_directory_is_new_and_the_newest_is_resumed(tmp_path)
 
 
 def test_the_published_command_is_understood():
-    given = settings.read_settings(
+    given = read_settings(
         "--model_type flux --cache_methods None Fast Fast+AdaCorrection --num_inference_steps 30 "
         "--enable_adacorrection --adacorr_gamma 1.0 --adacorr_lambda 1.0".split()
     )
@@ -294,7 +243,7 @@ def test_the_published_command_is_understood():
 
 
 def test_enable_adacorrection_adds_the_corrected_methods_once():
-    given = settings.read_settings(
+    given = read_settings(
         "--cache_methods None Fb Tea Fb+AdaCorrection Auto+AdaCorrection --enable_adacorrection"
         "".split()
     )

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from benchmark import pareto_report
 from benchmark.score.bands import QUANTITIES, Point, best_curve, curve, point_at
 from benchmark.score.pictures import frechet_distance
 from benchmark.score.samples import RESAMPLES, draws, resampled_distances
+from benchmark.studies import pareto_report
 
-PSNR, ACCURACY = QUANTITIES[0], QUANTITIES[5]
+PSNR, ACCURACY = QUANTITIES[0], QUANTITIES[-1]
 
 
 def result(compute, values, method="Auto", **more):
     return {
         "cache_method": method,
-        "total_compute_fraction": compute,
+        "compute_fraction": compute,
         "samples": {"psnr": values},
         **more,
     }
@@ -104,14 +104,13 @@ def test_the_table_says_who_wins_by_how_much():
 
 
 def test_a_lower_distance_is_a_gain():
-    def row(method, fid):
-        samples = {"psnr": [30.0], "fid": [fid + 1.0] * RESAMPLES}
-        return {**result(0.25, [], method), "fid": fid, "samples": samples}
+    def row(method, distance):
+        samples = {"psnr": [30.0], "judge_distance": [distance + 1.0] * RESAMPLES}
+        return {**result(0.25, [], method), "judge_distance": distance, "samples": samples}
 
     entries = pareto_report.at_fractions([row("Auto", 3.0), row("Fb", 5.0)])
-    (entry,) = (
-        e for e in entries if (e["quantity"], e["cache_method"], e["at"]) == ("fid", "Fb", 0.25)
-    )
+    named = ("judge_distance", "Fb", 0.25)
+    (entry,) = (e for e in entries if (e["quantity"], e["cache_method"], e["at"]) == named)
     assert entry["auto_gains"] == {"value": 2.0, "low": 2.0, "high": 2.0}
 
 

@@ -7,19 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmark import ablation_report, ablation_variants, ablations
 from benchmark.run.generate import Generated
 from benchmark.run.rows import uncached_row
 from benchmark.run.store import Store
 from benchmark.score.pictures import psnr_db
-from benchmark.small.judge import Judge, save_judge
+from benchmark.studies import ablation_report, ablation_variants, ablations
 from benchmark.studies.ablation_variants import PARTS, VARIANTS, Variant
+from tests.benchmark.tiny import run_study
 from tests.samplers import Loop, linear_loop, relative_error
-from tests.test_benchmark_cli import tiny_pipeline
 from tests.tiny import FluxSampler
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 from xfuser_adacorr.core.blend import curvature_node
 
+FRACTIONS = (0.25, 0.35)
 NAMES = {variant.name: variant for variant in VARIANTS}
 
 
@@ -169,7 +169,9 @@ class Maker:
 
 
 def study(folder, make):
-    return ablations.Study(Store(folder), make, uncached=uncached_row(28), psnr=psnr_db)
+    return ablations.VariantSweeps(
+        Store(folder), make, uncached=uncached_row(28), psnr=psnr_db, fractions=FRACTIONS
+    )
 
 
 def test_parts_are_compared_at_equal_compute(tmp_path):
@@ -179,7 +181,7 @@ def test_parts_are_compared_at_equal_compute(tmp_path):
     assert psnr["Auto", 0.25]["mean"] == pytest.approx(20 + 40 * 0.25 + 3, abs=1e-3)
     parts = {(e["part"], e["compute_fraction"]): e for e in results["parts"]}
     assert len(parts) == 2 * len(PARTS)
-    for fraction in ablations.FRACTIONS:
+    for fraction in FRACTIONS:
         gained = parts["compensation (even steps)", fraction]
         assert gained["gain_db"] == pytest.approx(3.0, abs=1e-3)
         # deviation of (2, 4) over the root of two pictures
@@ -209,20 +211,13 @@ def test_a_variant_that_does_not_reach_a_fraction_is_left_open(tmp_path):
     ] * 2
 
 
-@pytest.fixture
-def models(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "flux")
-    torch.manual_seed(1)
-    save_judge(Judge().eval(), tmp_path / "judge")
-    return ["--model", str(tmp_path / "flux"), "--judge", str(tmp_path / "judge")]
-
-
 def test_the_command_writes_results_and_report(models, tmp_path):
     out = tmp_path / "out"
-    arguments = ["--num_inference_steps", "6", "--num_prompts", "2", "--threads", "1", *models]
+    arguments = ["--num_inference_steps", "6", "--num_prompts", "2", "--threads", "1"]
+    arguments += ["--model", models / "flux", "--judge", models / "judge"]
     arguments += ["--compute_fractions", "0.5"]
     arguments += ["--variants", "even, forecast", "even, AdaCorrection"]
-    assert ablations.main([*arguments, "--output_dir", str(out)]) == 0
+    assert run_study("ablations", *arguments, "--output_dir", out) == 0
     document = json.loads((out / "results.json").read_text())
     assert document["settings"]["split"] == "development" and len(document["prompts"]) == 2
     assert list(document["sweeps"]) == ["even, forecast", "even, AdaCorrection"]
@@ -233,7 +228,7 @@ def test_the_command_writes_results_and_report(models, tmp_path):
     assert "| even, forecast | 3 refreshes | 0.500 |" in report
     (line,) = (line for line in report.splitlines() if line.startswith("| compensation (even"))
     assert "(2 of 2)" in line or "(1 of 2)" in line or "(0 of 2)" in line
-    assert ablations.main([*arguments, "--output_dir", str(out)]) == 2  # not empty
+    assert run_study("ablations", *arguments, "--output_dir", out) == 2  # not empty
 
 
 def test_the_report_names_what_is_switched_off_in_the_running_program(tmp_path):
@@ -262,13 +257,16 @@ def test_the_report_names_what_is_switched_off_in_the_running_program(tmp_path):
     [
         (("--num_prompts", "0"), "--num_prompts"),
         (("--split", "x"), "--split"),
-        (("--compute_fractions", "0.5", "1.5"), "--compute_fractions: must be between 0 and 1"),
+        (
+            ("--compute_fractions", "0.5", "1.5"),
+            "--compute_fractions must be between 0 and 1",
+        ),
         (("--variants", "Auto", "x"), "--variants: unknown variant 'x'; accepted: even, reuse; "),
         (("--frobnicate",), "unrecognized arguments: --frobnicate"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capfd, tmp_path, arguments, named):
-    assert ablations.main([*arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    assert run_study("ablations", *arguments, "--output_dir", tmp_path / "out") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert named in line
     assert not (tmp_path / "out").exists()

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark import peers, settings
+from benchmark import peers
 from benchmark.errors import BenchmarkError
 from benchmark.peers import PEERS, peer_config, restoring, sweep_options
 from benchmark.run.flops import counted_flops
 from benchmark.run.generate import make_picture, prepared
 from benchmark.run.rows import cached_row
-from tests.test_benchmark_cli import tiny_pipeline
-from tests.test_benchmark_families import tiny_dit, tiny_pixart
+from tests.benchmark.tiny import read_settings, tiny_dit, tiny_pipeline, tiny_pixart
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 
 STEPS = 8
@@ -45,7 +44,7 @@ def picture(pipe, family, steps=STEPS, seed=3, scale=1):
     text = texts[family] or next(iter(pipe.labels))
     entry = {"class_label" if family == "dit" else "prompt": text, "seed": seed}
     arguments = ["--model_type", family, "--true_cfg_scale", str(scale)]
-    return make_picture(pipe, settings.read_settings(arguments), entry, steps)
+    return make_picture(pipe, read_settings(arguments), entry, steps)
 
 
 def row(name, options, family, true_cfg=False):
@@ -64,17 +63,16 @@ def test_a_peer_saves_compute_and_leaves_the_pipeline_as_it_was(pipelines, famil
     if not peers.is_installed(PEERS[name]):
         pytest.skip(f"{PEERS[name].package} is not installed")
     pipe = pipelines[family]
-    with counted_flops(pipe.transformer) as uncached:
+    with counted_flops([pipe.transformer]) as uncached:
         before = picture(pipe, family)
     known = attributes(pipe), sorted(pipe.__dict__), sorted(pipe.scheduler.__dict__)
     options = dict(sweep_options(name, THRESHOLDS, STEPS)[-1])
     if name.endswith("MagCache"):
         options |= {"mag_ratios": (1.0,) * STEPS, "threshold": 9.0}
-    with counted_flops(pipe.transformer) as flops, prepared(pipe, row(name, options, family)):
+    with counted_flops([pipe.transformer]) as flops, prepared(pipe, row(name, options, family)):
         cached = picture(pipe, family)
         again = picture(pipe, family)
     assert 0 < flops.total < 2 * uncached.total
-    assert flops.blocks < flops.total
     assert torch.equal(cached, again)  # the second begins from nothing, too
     assert not torch.equal(cached, before)
     assert torch.equal(picture(pipe, family), before)
@@ -88,10 +86,10 @@ def test_each_branch_of_two_calls_a_step_has_a_state_of_its_own(pipelines, name)
     pipe, shares = pipelines["flux"], []
     options = sweep_options(name, THRESHOLDS, STEPS)[-1]
     for scale in (1, 2):
-        with counted_flops(pipe.transformer) as uncached:
+        with counted_flops([pipe.transformer]) as uncached:
             picture(pipe, "flux", scale=scale)
         guided = row(name, options, "flux", true_cfg=scale > 1)
-        with counted_flops(pipe.transformer) as flops, prepared(pipe, guided):
+        with counted_flops([pipe.transformer]) as flops, prepared(pipe, guided):
             picture(pipe, "flux", scale=scale)
         shares.append(flops.total / uncached.total)
     # Were the state shared, the second branch would begin with the first one's residual.
@@ -144,7 +142,7 @@ def test_flops_are_those_of_torchs_own_counter(pipelines):
     look = pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
-    with counted_flops(pipe.transformer) as flops:
+    with counted_flops([pipe.transformer]) as flops:
         picture(pipe, "pixart")
     look.remove()
     # Without its kernel of the CPU the attention is two products, which the counter knows.
@@ -164,25 +162,24 @@ def test_flops_are_those_of_torchs_own_counter(pipelines):
         (CacheConfig(use_cache="Auto", adacorr_tolerance=0.5), False),
     ],
 )
-def test_total_compute_is_the_blocks_share_and_the_head_of_the_calls_that_enter(
+def test_compute_is_the_share_of_the_calls_and_more_where_every_call_enters_the_model(
     pipelines, config, enters_every_call
 ):
     pipe = pipelines["flux"]
-    with counted_flops(pipe.transformer) as uncached:
+    with counted_flops([pipe.transformer]) as uncached:
         picture(pipe, "flux")
-    with counted_flops(pipe.transformer) as flops:
+    with counted_flops([pipe.transformer]) as flops:
         enable_cache(pipe, config)
         picture(pipe, "flux")
         summary = cache_summary(pipe)
         disable_cache(pipe)
-    around = 1 - uncached.blocks / uncached.total  # embedders and head
-    share = summary.compute_fraction
-    assert share < 1
-    assert flops.blocks / uncached.blocks == pytest.approx(share, rel=1e-6)
-    entered = 1.0 if enters_every_call else share
-    assert flops.total / uncached.total == pytest.approx(
-        around * entered + (1 - around) * share, rel=1e-6
-    )
+    computed = summary.computed_steps / (summary.computed_steps + summary.reused_steps)
+    share = flops.total / uncached.total
+    assert computed < 1
+    if enters_every_call:  # embedders and head, and Fb's first block
+        assert computed < share < 1
+    else:
+        assert share == pytest.approx(computed, rel=1e-6)
 
 
 # -- which peers there are -----------------------------------------------------------------------
@@ -200,13 +197,13 @@ def test_total_compute_is_the_blocks_share_and_the_head_of_the_calls_that_enter(
 )
 def test_a_peer_that_cannot_run_is_refused_with_the_reason(arguments, named):
     with pytest.raises(BenchmarkError, match=named):
-        settings.read_settings(arguments.split())
+        read_settings(arguments.split())
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(peers, "is_installed", lambda peer: peer.package != "cache-dit")
     with pytest.raises(BenchmarkError, match=r"cache-dit:DBCache needs the package cache-dit: pip"):
-        settings.read_settings(["--cache_methods", "cache-dit:DBCache"])
+        read_settings(["--cache_methods", "cache-dit:DBCache"])
     names, left_out = peers.available("flux")
     assert "diffusers:MagCache" in names
     assert not any(name.startswith("cache-dit") for name in names)
@@ -221,9 +218,9 @@ def test_a_sweep_of_a_peer_begins_with_its_recommended_setting_and_repeats_none(
 
 
 def test_a_schedule_is_given_as_an_interval_or_as_steps():
-    given = settings.read_settings("--cache_methods Schedule --schedule 3".split())
+    given = read_settings("--cache_methods Schedule --schedule 3".split())
     assert given.cache_options == {"schedule": 3}
-    given = settings.read_settings(
+    given = read_settings(
         "--cache_methods Schedule+AdaCorrection --schedule 0 2 5 --stand_in forecast".split()
     )
     assert given.cache_methods == ("Schedule+AdaCorrection",)

@@ -1,12 +1,14 @@
-"""README's table of the Pareto runs: who counts as what, and what stands in the cells."""
+"""The tables of the Pareto runs: who counts as what, and what stands in the cells."""
 
 import json
 
 import pytest
 
-from benchmark import pareto, pareto_report, pareto_summary
 from benchmark.errors import BenchmarkError
-from benchmark.settings import ROOT
+from benchmark.report.markers import PAGE
+from benchmark.studies import pareto_report, pareto_summary
+from benchmark.studies.catalogue import RESULTS
+from tests.benchmark.tiny import run_study
 
 PSNR = {
     "Auto": (40.0, 50.0, 60.0),
@@ -37,7 +39,7 @@ def document(name="flux", timed=True):
         {
             "cache_method": "None" if method == "uncached" else method,
             "reference_steps": 28,
-            "total_compute_fraction": at,
+            "compute_fraction": at,
             "psnr_db": None if value is None else {"mean": value},
             "psnr_per_picture": value and [value - 11, value + 1, value + 10],
             "latency_s": {"median": 12.0 if value is None else 20 * at - 1} if timed else None,
@@ -131,18 +133,18 @@ def test_equal_time_is_read_at_a_share_of_the_uncached_seconds_from_the_runs_tha
     ]
 
 
-def test_the_readme_gets_its_tables_and_the_figure_is_drawn(tmp_path):
+def test_the_page_gets_its_tables_and_the_figure_is_drawn(tmp_path):
     for name in ("flux", "dit"):
         (tmp_path / f"pareto_{name}_28.json").write_text(json.dumps(document(name)))
-    readme = tmp_path / "README.md"
-    readme.write_text(
+    page = tmp_path / "results.md"
+    page.write_text(
         "a\n<!-- pareto psnr -->\n<!-- end -->\nb\n<!-- pareto psnr_ode -->\nx\n<!-- end -->\n"
         "<!-- pareto median -->\n<!-- end -->\n<!-- pareto corrections -->\n<!-- end -->\n"
         "<!-- pareto time -->\n<!-- end -->\nc\n"
     )
     for _ in range(2):
-        pareto_summary.update_readme(readme, tmp_path)
-        text = readme.read_text()
+        pareto_summary.update_results(page, tmp_path)
+        text = page.read_text()
         table = pareto_summary.summary_table([document(), document("dit")], "psnr").markdown()
         assert text.startswith(f"a\n<!-- pareto psnr -->\n\n{table}\n<!-- end -->\nb\n")
         assert text.count("| flux, 28 steps |") == 5 and text.endswith("<!-- end -->\nc\n")
@@ -150,15 +152,15 @@ def test_the_readme_gets_its_tables_and_the_figure_is_drawn(tmp_path):
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_results_the_readme_cannot_be_updated(tmp_path):
-    with pytest.raises(BenchmarkError, match="--update_readme: no pareto_FAMILY_STEPS"):
-        pareto_summary.update_readme(ROOT / "README.md", tmp_path)
-    assert pareto.main(["--update_readme", "--output_dir", str(tmp_path)]) == 2
+def test_without_results_the_page_cannot_be_updated(tmp_path):
+    with pytest.raises(BenchmarkError, match="--update_results: no pareto_FAMILY_STEPS"):
+        pareto_summary.update_results(PAGE, tmp_path)
+    assert run_study("pareto", "--update_results", "--results_dir", tmp_path) == 2
 
 
-def test_the_committed_readme_has_the_committed_results(tmp_path):
-    copy, text = tmp_path / "README.md", (ROOT / "README.md").read_text("utf-8")
-    documents = pareto_summary.read_documents(pareto.RESULTS)
+def test_the_committed_page_has_the_committed_results(tmp_path):
+    copy, text = tmp_path / "results.md", PAGE.read_text("utf-8")
+    documents = pareto_summary.read_documents(RESULTS)
     copy.write_text(text, "utf-8")
     pareto_summary.put_tables(copy, documents)
     assert copy.read_text("utf-8") == text

@@ -8,25 +8,14 @@ from typing import Any
 
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
-from benchmark.models.names import (
-    ACCEPTED_METHODS,
-    CORRECTED,
-    METHOD_NAMES,
-    TARGETS,
-    expanded,
-)
+from benchmark.models.names import ACCEPTED_METHODS, CORRECTED, METHOD_NAMES, TARGETS, expanded
 from benchmark.options import SHARE, Check, above, at_least, check_options, one_of, option
 from benchmark.peers import check, is_peer
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINES = ROOT / "benchmark" / "pipelines"
 PATHS = ("model", "prompts", "judge", "config", "inception_weights", "lpips_weights")
-DEGREES = (
-    "ulysses_degree",
-    "ring_degree",
-    "pipefusion_parallel_degree",
-    "data_parallel_degree",
-)
+DEGREES = ("ulysses_degree", "ring_degree", "pipefusion_parallel_degree", "data_parallel_degree")
 MODES = {"sweep": "sweep", "gamma_lambda_study": "gamma_lambda"}
 """Flag -> what is made in place of the comparison."""
 
@@ -140,9 +129,7 @@ class Settings:
     )
     calibration: str | None = option("Schedule: the file of a stored one", group=_CACHE)
     schedule_interpolation: bool = option(
-        "Schedule: place a stored one by noise level in a run with other steps",
-        False,
-        group=_CACHE,
+        "Schedule: place a stored one by noise level in a run with other steps", False, group=_CACHE
     )
 
     split: str = option(
@@ -152,7 +139,7 @@ class Settings:
         "the first N prompts of the split",
         read=int,
         check=at_least(1),
-        shown="all",
+        shown="16, or all if there are fewer",
         group=_QUALITY,
     )
     prompts: str | None = option(
@@ -167,8 +154,7 @@ class Settings:
         group=_QUALITY,
     )
     inception_weights: str | None = option(
-        "Inception weights: FID instead of the judge's distance (extra: inception)",
-        group=_QUALITY,
+        "Inception weights: FID instead of the judge's distance (extra: inception)", group=_QUALITY
     )
     lpips_weights: str | None = option(
         "state dict of LPIPS with AlexNet: adds LPIPS", group=_QUALITY
@@ -180,10 +166,7 @@ class Settings:
         "torch device", shown="cuda if there is one, else cpu", group=_MACHINE
     )
     dtype: str = option(
-        "weights' type",
-        "float32",
-        check=one_of(("float32", "bfloat16", "float16")),
-        group=_MACHINE,
+        "weights' type", "float32", check=one_of(("float32", "bfloat16", "float16")), group=_MACHINE
     )
     threads: int | None = option(
         "CPU threads of each process", read=int, check=at_least(1), group=_MACHINE

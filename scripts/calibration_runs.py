@@ -61,7 +61,7 @@ def parse_arguments(
     add_options(parser)
     arguments = parser.parse_args()
     try:
-        given = taken(vars(arguments), Settings)
+        given = taken({k: v for k, v in vars(arguments).items() if k in TAKEN}, Settings)
         arguments.settings = Settings(**{**DEFAULTS, **given, "output_dir": Path()})
     except BenchmarkError as error:
         parser.error(str(error))

@@ -13,11 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from xfuser_adacorr.models import (
-    OpenSoraPipeline,
-    RectifiedFlowScheduler,
-    STDiT3Transformer3DModel,
-)
+from xfuser_adacorr.models import OpenSoraPipeline, RectifiedFlowScheduler, STDiT3Transformer3DModel
 
 FLUX_DEV = {"guidance_embeds": True}
 """FLUX.1-dev: 19 + 38 blocks, 24 heads of 128 channels; these are the class's defaults."""
@@ -150,14 +146,8 @@ def _open_sora(
     )
 
 
-SIZED = {
-    "flux": _flux(FLUX_DEV, 1024, 512),
-    "opensora": _open_sora(STDIT3_XL_2, 51, 480, 848, 300),
-}
+SIZED = {"flux": _flux(FLUX_DEV, 1024, 512), "opensora": _open_sora(STDIT3_XL_2, 51, 480, 848, 300)}
 """FLUX.1-dev at 1024x1024: 4096 + 512 tokens. Open-Sora 1.2, 51 frames of 480x848: 15 x 1590
 tokens, both halves of the guided pair in one call."""
-TINY = {
-    "flux": _flux(TINY_FLUX, 64, 6),
-    "opensora": _open_sora(TINY_STDIT3, 17, 32, 32, 8),
-}
+TINY = {"flux": _flux(TINY_FLUX, 64, 6), "opensora": _open_sora(TINY_STDIT3, 17, 32, 32, 8)}
 """The same calls on models that a CPU runs in milliseconds."""

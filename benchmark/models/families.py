@@ -114,10 +114,7 @@ def _call_dit(pipe: Any, asked: Request) -> dict[str, Any]:
     for name in names:
         if name not in pipe.labels:
             raise ValueError(f"unknown class_label {name!r}; accepted: {', '.join(pipe.labels)}")
-    return {
-        "class_labels": pipe.get_label_ids(names),
-        "guidance_scale": asked.guidance_scale,
-    }
+    return {"class_labels": pipe.get_label_ids(names), "guidance_scale": asked.guidance_scale}
 
 
 def _call_opensora(pipe: Any, asked: Request) -> dict[str, Any]:

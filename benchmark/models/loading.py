@@ -19,6 +19,8 @@ from benchmark.models.schedulers import own_solver, schedulers_of
 from benchmark.settings import Settings
 from xfuser_adacorr import CacheConfig, load_family_config
 
+USUAL_PROMPTS = 16
+"""So many of a split are taken, or all if it has fewer, where no number is given."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -120,7 +122,7 @@ def load_prompts(settings: Settings) -> list[dict[str, Any]]:
             f"--prompts: {settings.prompts} must map {settings.split!r} to a list of "
             f'{{"{text}": text, "seed": number}} ({type(error).__name__}: {first_line(error)})'
         ) from error
-    wanted = settings.num_prompts or len(entries)
+    wanted = settings.num_prompts or min(USUAL_PROMPTS, len(entries))
     if not entries or wanted > len(entries):
         raise BenchmarkError(
             f"--num_prompts {wanted}: the {settings.split} split has {len(entries)} prompts"

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.models.families import DPM_SOLVER, EULER, Ode
-from benchmark.models.names import (
-    CORRECTED,
-    SCHEDULE,
-    SCHEDULE_OPTIONS,
-    TARGETS,
-    UNCACHED,
-    changed,
-)
+from benchmark.models.names import CORRECTED, SCHEDULE, SCHEDULE_OPTIONS, TARGETS, UNCACHED, changed
 from benchmark.peers import PeerConfig, is_peer, peer_config
 from xfuser_adacorr import CacheConfig
 
@@ -150,9 +143,7 @@ def comparison_rows(
 
 
 def same_compute_rows(
-    rows: Sequence[Row],
-    compute_fractions: Mapping[str, float],
-    solvers: Sequence[str] = SOLVERS,
+    rows: Sequence[Row], compute_fractions: Mapping[str, float], solvers: Sequence[str] = SOLVERS
 ) -> list[Row]:
     """For each cached row the two solvers at the nearest number of steps, without repetitions.
 

@@ -83,10 +83,7 @@ class Scorer:
         return torch.cat([self.features(batch) for batch in pictures.split(_BATCH)])
 
     def score(
-        self,
-        pictures: Tensor,
-        reference: Tensor | None,
-        ode: Tensor | None,
+        self, pictures: Tensor, reference: Tensor | None, ode: Tensor | None
     ) -> dict[str, Any]:
         """All quality figures of a row; `reference` is None for the uncached row itself."""
         row: dict[str, Any] = {

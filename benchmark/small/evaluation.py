@@ -40,10 +40,7 @@ def split_accuracy(
 
 
 def accuracy_table(
-    family: SmallFamily,
-    pipeline: DiffusionPipeline,
-    judge: Any,
-    runs: Sequence[Run] | None = None,
+    family: SmallFamily, pipeline: DiffusionPipeline, judge: Any, runs: Sequence[Run] | None = None
 ) -> list[dict[str, float | int | str]]:
     """A row for each run, by default those of the model cards."""
     rows = []

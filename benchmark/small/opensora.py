@@ -26,11 +26,7 @@ from benchmark.small.text import (
     warm_up_text_encoders,
 )
 from benchmark.small.tokenizers import WORDS, build_t5_tokenizer
-from xfuser_adacorr.models import (
-    OpenSoraPipeline,
-    RectifiedFlowScheduler,
-    STDiT3Transformer3DModel,
-)
+from xfuser_adacorr.models import OpenSoraPipeline, RectifiedFlowScheduler, STDiT3Transformer3DModel
 from xfuser_adacorr.models.stdit3 import VIDEO_FPS
 
 TEXT_TOKENS = 16

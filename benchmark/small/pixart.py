@@ -123,10 +123,7 @@ def loss(model: nn.ModuleDict, batch: NoiseBatch) -> torch.Tensor:
 def warm_up(pipeline: PixArtSigmaPipeline) -> float:
     """Teaches the text encoder to name the scene, `warm_up_text_encoders`."""
     labels = sample_labels(
-        8192,
-        torch.Generator().manual_seed(1),
-        exclude=held_back_labels("pixart"),
-        single_share=1.0,
+        8192, torch.Generator().manual_seed(1), exclude=held_back_labels("pixart"), single_share=1.0
     )
     return warm_up_text_encoders(
         nn.ModuleList([pipeline.text_encoder]),

@@ -9,14 +9,7 @@ from benchmark.models.names import CORRECTED, UNCACHED
 from benchmark.report.markers import put_between
 from benchmark.report.plots import plt
 from benchmark.report.reading import read_results
-from benchmark.report.tables import (
-    DISTANCE_COLUMNS,
-    MISSING,
-    Result,
-    Table,
-    label,
-    number,
-)
+from benchmark.report.tables import DISTANCE_COLUMNS, MISSING, Result, Table, label, number
 from benchmark.run.store import whole_file, write_json, write_text
 from benchmark.score.scoring import DISTANCES
 

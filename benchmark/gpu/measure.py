@@ -25,6 +25,7 @@ from benchmark.gpu.probes import (
     timed_calls,
 )
 from benchmark.gpu.rows import UNCACHED, CacheRow, StepPlan
+from benchmark.models.package import computed_calls
 from benchmark.run.store import Store
 from xfuser_adacorr import cache_summary
 
@@ -75,7 +76,7 @@ class Bench:
         """Of each call of the last generation, whether the trace says that it was computed."""
         if not row.has_trace:
             return None
-        return [call.refreshed for call in cache_summary(self.pipe).trace.calls]
+        return computed_calls(cache_summary(self.pipe))
 
 
 def measure(

@@ -1,5 +1,7 @@
 """All that the benchmark takes from inside the package; what is public comes from its front."""
 
+from typing import Any
+
 from xfuser_adacorr.core import distributed
 from xfuser_adacorr.core.refreshes import evenly_spaced
 from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
@@ -23,6 +25,12 @@ from xfuser_adacorr.model_executor.cache.stored_schedule import (
     save_schedule,
 )
 
+
+def computed_calls(summary: Any) -> list[bool]:
+    """Of each call (or step) of a run in its order, whether it was computed and not reused."""
+    return [call.refreshed for call in summary.trace.calls]
+
+
 __all__ = [
     "ADA_FILE",
     "FAST_FILE",
@@ -35,6 +43,7 @@ __all__ = [
     "Steps",
     "StoredSchedule",
     "TeaRecorder",
+    "computed_calls",
     "describe_sampler",
     "distributed",
     "even_starts",

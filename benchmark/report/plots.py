@@ -1,6 +1,5 @@
 """Figures of a report. Each function writes one picture file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,42 +105,22 @@ def plot_quality(path: Path, results: Sequence[Result], *, quantity: str, title:
     _save(figure, path)
 
 
-def plot_trace(path: Path, trace_file: Path, title: str) -> None:
-    """A generation's decisions: refreshed calls shaded, w, expected and found offset."""
-    calls = json.loads(trace_file.read_text())["calls"]
-    contexts = list(dict.fromkeys(call["context"] for call in calls))
-    size = (7 * len(contexts), 4.6)
-    figure, axes = plt.subplots(
-        2, len(contexts), figsize=size, sharex="col", squeeze=False, height_ratios=(2, 1)
-    )
-    for (offsets, weights), context in zip(axes.T, contexts, strict=True):
-        own = [call for call in calls if call["context"] == context]
-        for axis in (offsets, weights):
-            for call in own:
-                if call["refreshed"]:
-                    step = call["step_index"]
-                    axis.axvspan(step - 0.5, step + 0.5, color="0.88", linewidth=0)
-        for field, marker, text in (
-            ("expected_offset", "o", "expected offset"),
-            ("found_offset", "x", "found offset"),
-            ("temporal", ".", "temporal drift"),
-            ("base_signal", "v", "base method's signal"),
-        ):
-            points = [(c["step_index"], c[field]) for c in own if c[field] is not None]
-            if any(y > 0 for _, y in points):
-                offsets.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=text)
-                offsets.set_yscale("log")
-        if offsets.get_legend_handles_labels()[0]:
-            offsets.legend(fontsize=7)
-        points = [(c["step_index"], c["weight"]) for c in own if c["weight"] is not None]
-        if points:
-            weights.plot(*zip(*points, strict=True), color="C3", marker=".")
-        weights.set(ylim=(-0.05, 1.05), ylabel="w", xlabel="step")
-        refreshed = sum(call["refreshed"] for call in own)
-        offsets.set(
-            ylabel="relative",
-            title=f"{title}, {context}: {refreshed} of {len(own)} calls refreshed (shaded)",
-        )
+def plot_decisions(path: Path, rows: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Which calls of a picture each method computed (filled): one line a method.
+
+    Args:
+        path: where to write.
+        rows: label, and 1 for each computed and 0 for each reused call.
+    """
+    longest = max(len(calls) for _, calls in rows)
+    figure, axis = plt.subplots(figsize=(0.16 * longest + 2, 0.3 * len(rows) + 0.7))
+    for line, (_, calls) in enumerate(rows):
+        colours = ["C0" if computed else "0.9" for computed in calls]
+        places = range(len(calls))
+        axis.barh([line] * len(calls), [0.9] * len(calls), left=places, height=0.7, color=colours)
+    axis.set(yticks=range(len(rows)), xlabel="call", xlim=(0, longest))
+    axis.set_yticklabels([label for label, _ in rows], fontsize=8)
+    axis.invert_yaxis()
     _save(figure, path)
 
 
@@ -155,12 +134,10 @@ def draw_comparison(store: Any, document: Mapping[str, Any]) -> dict[str, str]:
         figures[f"pictures, {steps} steps"] = store.save_figure(
             f"figures/pictures-{steps}.png", lambda p, r=pictures: plot_grid(p, r, prompts)
         )
-    for row in results:
-        if row["trace"]:
-            text = f"{label(row)}, {row['reference_steps']} steps"
-            figures[f"trace, {text}"] = store.save_figure(
-                f"figures/trace-{row['key']}.png",
-                lambda p, r=row, t=text: plot_trace(p, folder / r["trace"], t),
+        decided = [(label(row), row["computed_calls"]) for row in rows if row["computed_calls"]]
+        if decided:
+            figures[f"computed calls of the first prompt, {steps} steps"] = store.save_figure(
+                f"figures/decisions-{steps}.png", lambda p, d=decided: plot_decisions(p, d)
             )
     return figures
 

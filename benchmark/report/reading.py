@@ -19,15 +19,12 @@ def modernised(document: Mapping[str, Any]) -> dict[str, Any]:
     The compute fraction, which was that of the blocks, is that of the whole denoiser if it is
     there. A document of this version stays as it is.
     """
-    if "families" in document:  # of the table over model families
-        families = document["families"].items()
-        return {**document, "families": {name: modernised(family) for name, family in families}}
     if FID not in document:
         return dict(document)
     described = document[FID]
     document = {name: value for name, value in document.items() if name != FID}
     renamed = _renamed if "Inception" not in described else dict
-    for name in ("results", "rows", "interpolated"):
+    for name in ("results", "interpolated"):
         if name in document:
             document[name] = [_with_compute(renamed(row)) for row in document[name]]
     if "at_fractions" in document:

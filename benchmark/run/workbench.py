@@ -19,6 +19,7 @@ from benchmark.models.loading import (
     load_prompts,
     picture_shape,
 )
+from benchmark.models.package import computed_calls
 from benchmark.peers import PeerConfig
 from benchmark.run.generate import Generated, generate_row, time_rows
 from benchmark.run.parallel import parallelised
@@ -60,6 +61,7 @@ class Workbench:
             **cost(row, made, uncached),
             **self.scorer.score(made.pictures, reference, ode),
             "trace": None,
+            "computed_calls": None,
         }
         if self.settings.mode == "pareto":
             result["samples"] = samples(self.scorer, made.pictures, reference, ode)
@@ -68,7 +70,9 @@ class Workbench:
         if self.settings.mode == "comparison":
             self.store.save_pngs(row.key, made.pictures)
             if made.summaries:
-                result["trace"] = self.store.save_trace(row.key, made.summaries[0].trace)
+                first = made.summaries[0]
+                result["trace"] = self.store.save_trace(row.key, first.trace)
+                result["computed_calls"] = [int(x) for x in computed_calls(first)]
         self.store.save_row(row.key, result)
 
     def _reference(self, row: Row) -> Tensor:

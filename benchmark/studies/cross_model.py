@@ -15,7 +15,7 @@ from benchmark.run.store import Store
 from benchmark.settings import Settings
 from benchmark.studies import compare
 from benchmark.studies.catalogue import CrossModelOptions
-from benchmark.studies.cross_report import gather, update_results, write_report
+from benchmark.studies.cross_report import update_results, write_report
 
 
 def family_settings(settings: Settings, options: CrossModelOptions) -> list[Settings]:
@@ -60,11 +60,11 @@ def family_settings(settings: Settings, options: CrossModelOptions) -> list[Sett
 def run(settings: Settings, options: CrossModelOptions, console: Console) -> None:
     """Run the families one after the other, then write the table."""
     if options.update_results:
-        update_results(PAGE, settings.output_dir / "cross_model.json")
+        update_results(PAGE, settings.output_dir)
         return
     runs = family_settings(settings, options)
     for each in runs:
         compare.run(each, console)
     documents = {each.model_type: read_results(each.output_dir / "results.json") for each in runs}
-    console.print(write_report(settings.output_dir, gather(documents)).rich())
+    console.print(write_report(settings.output_dir, documents).rich())
     console.print(f"Table: {settings.output_dir / 'cross_model.md'}", soft_wrap=True)

@@ -1,53 +1,32 @@
-"""The table over model families, gathered from the results of their runs."""
+"""The table over model families, from the results of their runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import BenchmarkError
+from benchmark.models.families import FAMILIES
 from benchmark.models.names import CORRECTED, UNCACHED
 from benchmark.report.markers import put_between
 from benchmark.report.plots import plt
 from benchmark.report.reading import read_results
 from benchmark.report.tables import DISTANCE_COLUMNS, MISSING, Result, Table, label, number
-from benchmark.run.store import whole_file, write_json, write_text
-from benchmark.score.scoring import DISTANCES
+from benchmark.run.store import whole_file, write_text
 
 MARKER = "cross-model table"
 FIGURE = "psnr.png"
 
-_KEPT = (
-    "fps",
-    "speedup",
-    "hit_rate",
-    "compute_fraction",
-    "ssim",
-    "prompt_accuracy",
-    "prompt_accuracy_error",
-    "config",
-)
-_MEANS = ("psnr_db", "temporal_psnr_db")
+Documents = Mapping[str, Mapping[str, Any]]
+"""Family -> its ``results.json``."""
 
 
-def gather(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of ``cross_model.json``, from the families' ``results.json``."""
-    return {"schema": 1, "families": {name: _family(doc) for name, doc in documents.items()}}
-
-
-def _family(document: Mapping[str, Any]) -> dict[str, Any]:
-    settings = document["settings"]
-    named = ("model", "config", "width", "height", "dtype", "split", "repetitions", "warmup")
-    guidance = settings.get("guidance_scale")
-    return {
-        **{name: settings[name] for name in named},
-        **({} if guidance is None else {"guidance_scale": guidance}),
-        "steps": settings["num_inference_steps"][0],
-        "number": len(document["prompts"]),
-        "clips": any("temporal_psnr_db" in result for result in document["results"]),
-        "distance": document["distance"],
-        "environment": document["environment"],
-        "rows": [_row(result) for result in _shown(document["results"])],
-    }
+def read_documents(folder: Path) -> dict[str, dict[str, Any]]:
+    """The results of all families below a folder; `BenchmarkError` if there are none."""
+    paths = {name: folder / name / "results.json" for name in FAMILIES}
+    found = {name: read_results(path) for name, path in paths.items() if path.is_file()}
+    if not found:
+        raise BenchmarkError(f"there is no FAMILY/results.json in {folder}: run the study first")
+    return found
 
 
 def _shown(results: Sequence[Result]) -> list[Result]:
@@ -63,51 +42,55 @@ def _shown(results: Sequence[Result]) -> list[Result]:
     return shown
 
 
-def _row(result: Result) -> dict[str, Any]:
-    means = {name: result[name] and result[name]["mean"] for name in _MEANS if name in result}
-    distances = {name: result[name] for name in DISTANCES if name in result}
-    return {"method": label(result), **{n: result[n] for n in _KEPT}, **distances, **means}
-
-
 _COLUMNS = {
     **DISTANCE_COLUMNS,
     "FPS": lambda r: number(r["fps"], 3),
     "speedup": lambda r: number(r["speedup"], 2) + "x",
     "HR": lambda r: number(r["hit_rate"], 3),
     "compute": lambda r: number(r["compute_fraction"], 3),
-    "PSNR dB": lambda r: number(r["psnr_db"], 1),
+    "PSNR dB": lambda r: number(_mean(r["psnr_db"]), 1),
     "SSIM": lambda r: number(r["ssim"], 4),
-    "temporal PSNR dB": lambda r: number(r.get("temporal_psnr_db"), 1),
+    "temporal PSNR dB": lambda r: number(_mean(r.get("temporal_psnr_db")), 1),
     "prompt accuracy": lambda r: number(r["prompt_accuracy"], 3),
 }
 
 
-def make_table(document: Mapping[str, Any]) -> Table:
+def _mean(spread: Mapping[str, float] | None) -> float | None:
+    return spread and spread["mean"]
+
+
+def _steps(document: Mapping[str, Any]) -> int:
+    return document["settings"]["num_inference_steps"][0]
+
+
+def _makes_clips(document: Mapping[str, Any]) -> bool:
+    return any("temporal_psnr_db" in result for result in document["results"])
+
+
+def make_table(documents: Documents) -> Table:
     """All families below each other; a family is named in its first line."""
-    columns = dict(_COLUMNS)
-    rows = [row for family in document["families"].values() for row in family["rows"]]
+    columns, shown = dict(_COLUMNS), {n: _shown(d["results"]) for n, d in documents.items()}
     for head in (*DISTANCE_COLUMNS, "temporal PSNR dB"):
-        if all(columns[head](row) == MISSING for row in rows):
+        if all(columns[head](row) == MISSING for rows in shown.values() for row in rows):
             del columns[head]
     cells = []
-    for name, family in document["families"].items():
-        for index, row in enumerate(family["rows"]):
-            named = "" if index else f"{name}, {family['steps']} steps"
-            cells.append((named, row["method"], *(cell(row) for cell in columns.values())))
+    for name, rows in shown.items():
+        for index, row in enumerate(rows):
+            named = "" if index else f"{name}, {_steps(documents[name])} steps"
+            cells.append((named, label(row), *(cell(row) for cell in columns.values())))
     return Table("All model families", ("family", "method", *columns), cells)
 
 
-def write_report(folder: Path, document: Mapping[str, Any]) -> Table:
-    """Write ``cross_model.json``, ``cross_model.md`` and the figure; returns the table."""
-    table = make_table(document)
+def write_report(folder: Path, documents: Documents) -> Table:
+    """Write ``cross_model.md`` and the figure; returns the table."""
+    table = make_table(documents)
     with whole_file(folder / FIGURE) as temporary:
-        draw(temporary, document)
-    write_text(folder / "cross_model.md", render(document, table))
-    write_json(folder / "cross_model.json", document)
+        draw(temporary, documents)
+    write_text(folder / "cross_model.md", render(documents, table))
     return table
 
 
-def render(document: Mapping[str, Any], table: Table) -> str:
+def render(documents: Documents, table: Table) -> str:
     """The report as markdown."""
     return "\n".join(
         [
@@ -115,15 +98,14 @@ def render(document: Mapping[str, Any], table: Table) -> str:
             table.markdown(),
             f"![PSNR over compute fraction]({FIGURE})\n",
             "## How it was measured\n",
-            _method(document),
+            _method(documents),
         ]
     )
 
 
-def _method(document: Mapping[str, Any]) -> str:
-    families = document["families"]
-    configs = ", ".join(f"`{family['config']}`" for family in families.values())
-    lines = [_introduction(name, family) for name, family in families.items()]
+def _method(documents: Documents) -> str:
+    configs = ", ".join(f"`{each['settings']['config']}`" for each in documents.values())
+    lines = [_introduction(name, document) for name, document in documents.items()]
     lines += [
         f"Methods have the options of {configs}; rows of one family differ in compute. Below them "
         "stand the solvers with as few uncached steps as come nearest to the compute of `Auto`.",
@@ -131,7 +113,7 @@ def _method(document: Mapping[str, Any]) -> str:
         "time, from the median latency of interleaved rounds over all rows. Speedup: FPS over that "
         "of the uncached row. Each family was timed in a run of its own: FPS and speedup are "
         "comparable within a family, not from one family to another.",
-        "HR: cache hit rate, the share of the reused steps. Compute: FLOPs executed in the "
+        "HR: cache hit rate, as the package's summary says. Compute: FLOPs executed in the "
         "denoiser's calls over those of the uncached run.",
         "PSNR and SSIM: against the uncached picture of the same prompt and seed, mean over the "
         "prompts; of clips mean over the frames.",
@@ -140,7 +122,7 @@ def _method(document: Mapping[str, Any]) -> str:
         "Prompt accuracy: share of pictures or clips in which the classifier finds everything "
         "that was asked for.",
     ]
-    if any(family["clips"] for family in families.values()):
+    if any(map(_makes_clips, documents.values())):
         lines.append(
             "Temporal PSNR: temporal consistency of clips, PSNR of the differences between "
             "neighbouring frames against those of the uncached clip; flicker lowers it."
@@ -148,30 +130,29 @@ def _method(document: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def _introduction(name: str, family: Mapping[str, Any]) -> str:
-    environment = ", ".join(f"{key} {value}" for key, value in family["environment"].items())
-    guidance = family.get("guidance_scale")
+def _introduction(name: str, document: Mapping[str, Any]) -> str:
+    environment = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
+    settings, what = document["settings"], "clips" if _makes_clips(document) else "pictures"
+    guidance = settings.get("guidance_scale")
     return (
-        f"{name}: `{family['model']}`, {family['number']} "
-        f"{'clips' if family['clips'] else 'pictures'} "
-        f"of {family['width']}x{family['height']} pixels "
-        f"of the {family['split']} split, {family['steps']} steps, {family['dtype']}"
+        f"{name}: `{settings['model']}`, {len(document['prompts'])} {what} "
+        f"of {settings['width']}x{settings['height']} pixels "
+        f"of the {settings['split']} split, {_steps(document)} steps, {settings['dtype']}"
         + ("" if guidance is None else f", guidance scale {guidance:g}")
-        + f"; {family['repetitions']} timed rounds after {family['warmup']} untimed ones. "
-        f"Distance: {family['distance']}. Environment: {environment}. "
+        + f"; {settings['repetitions']} timed rounds after {settings['warmup']} untimed ones. "
+        f"Distance: {document['distance']}. Environment: {environment}. "
         f"All rows: [{name}/report.md]({name}/report.md)."
     )
 
 
-def draw(path: Path, document: Mapping[str, Any]) -> None:
+def draw(path: Path, documents: Documents) -> None:
     """PSNR over compute fraction, a panel for each family; corrected methods are filled."""
-    families = document["families"]
-    size = (4.5 * len(families), 3.8)
-    figure, axes = plt.subplots(1, len(families), figsize=size, squeeze=False)
-    for axis, (name, family) in zip(axes[0], families.items(), strict=True):
+    size = (4.5 * len(documents), 3.8)
+    figure, axes = plt.subplots(1, len(documents), figsize=size, squeeze=False)
+    for axis, (name, document) in zip(axes[0], documents.items(), strict=True):
         points = {
-            row["method"]: (row["compute_fraction"], row["psnr_db"])
-            for row in family["rows"]
+            label(row): (row["compute_fraction"], _mean(row["psnr_db"]))
+            for row in _shown(document["results"])
             if row["psnr_db"] is not None
         }
         bases = list(dict.fromkeys(method.removesuffix(CORRECTED) for method in points))
@@ -183,7 +164,7 @@ def draw(path: Path, document: Mapping[str, Any]) -> None:
             axis.plot(compute, psnr, "o", color=colour, markerfacecolor=face, label=method)
             if method != base and base in points:
                 axis.plot(*zip(points[base], (compute, psnr), strict=True), color=colour, alpha=0.4)
-        axis.set(title=f"{name}, {family['steps']} steps", xlabel="compute fraction")
+        axis.set(title=f"{name}, {_steps(document)} steps", xlabel="compute fraction")
         axis.grid(alpha=0.3)
         if points:
             axis.legend(fontsize=6)
@@ -192,12 +173,10 @@ def draw(path: Path, document: Mapping[str, Any]) -> None:
     plt.close(figure)
 
 
-def update_results(page: Path, results: Path) -> None:
-    """Put the table of ``cross_model.json`` between the markers of a page.
+def update_results(page: Path, folder: Path) -> None:
+    """Put the table of a folder's results between the markers of a page.
 
     Raises:
-        BenchmarkError: there is no such file, or the markers are not there, in order.
+        BenchmarkError: there are no results, or the markers are not there, in order.
     """
-    if not results.is_file():
-        raise BenchmarkError(f"--update_results: there is no {results}; run the comparison first")
-    put_between(page, MARKER, make_table(read_results(results)).markdown())
+    put_between(page, MARKER, make_table(read_documents(folder)).markdown())

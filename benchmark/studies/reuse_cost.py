@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from benchmark.gpu.probes import timed_calls
 from benchmark.models.loading import load_documented
 from benchmark.models.names import UNCACHED
+from benchmark.models.package import computed_calls
 from benchmark.report.tables import Table
 from benchmark.run.generate import make_picture, prepared
 from benchmark.run.rows import Row, cached_row, uncached_row
@@ -31,8 +32,8 @@ def time_calls(bench: Workbench, row: Row) -> dict[str, list[float]]:
             make_picture(pipe, bench.settings, bench.entries[0], steps)
         if row.is_reference:
             return {"full": seconds, "reused": []}
-        refreshed = [call.refreshed for call in cache_summary(pipe).trace.calls]
-    shares = list(zip(refreshed, seconds, strict=True))
+        computed = computed_calls(cache_summary(pipe))
+    shares = list(zip(computed, seconds, strict=True))
     return {
         "full": [s for is_computed, s in shares if is_computed],
         "reused": [s for is_computed, s in shares if not is_computed],

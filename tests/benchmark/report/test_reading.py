@@ -51,8 +51,3 @@ def test_the_name_stays_where_the_network_was_inception():
 def test_a_document_of_this_version_stays_as_it_is():
     document = {"distance": JUDGED, "results": [{"judge_distance": 1.0, "compute_fraction": 0.4}]}
     assert modernised(document) == document
-
-
-def test_every_family_of_a_table_is_read():
-    table = modernised({"families": {"flux": {"fid": JUDGED, "rows": [{"fid": 2.0}]}}})
-    assert table["families"]["flux"] == {"distance": JUDGED, "rows": [{"judge_distance": 2.0}]}

@@ -14,7 +14,7 @@ from benchmark.small.judge import load_judge
 from benchmark.small.splits import read_entries
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 
-PIPELINES = Path(__file__).parents[1] / "benchmark" / "pipelines"
+PIPELINES = Path(__file__).parents[3] / "benchmark" / "pipelines"
 SHIPPED = ("dit", "pixart", "opensora")
 LEAST_ATTRIBUTES = {"dit": 0.95, "pixart": 0.95, "opensora": 0.6}
 """Share of what was asked for that is drawn; the cards say what was measured."""

@@ -63,7 +63,8 @@ def test_a_comparison_writes_results_report_pictures_and_traces(command, tmp_pat
             assert (tmp_path / "out" / "pictures" / row["key"] / picture).is_file()
     for row in (fast, corrected):
         trace = json.loads((tmp_path / "out" / row["trace"]).read_text())
-        assert len(trace["calls"]) == 6
+        assert len(trace["calls"]) == len(row["computed_calls"]) == 6
+        assert row["computed_calls"] == [int(call["refreshed"]) for call in trace["calls"]]
     report = (tmp_path / "out" / "report.md").read_text()
     for text in (
         "| uncached |",
@@ -74,7 +75,7 @@ def test_a_comparison_writes_results_report_pictures_and_traces(command, tmp_pat
     ):
         assert text in report
     figures = re.findall(r"!\[.*\]\((.*)\)", report)
-    assert len(figures) == 4 and all((tmp_path / "out" / path).is_file() for path in figures)
+    assert len(figures) == 3 and all((tmp_path / "out" / path).is_file() for path in figures)
     assert str(tmp_path / "out" / "report.md") in capsys.readouterr().out
 
 

@@ -73,6 +73,16 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def whole(explanation: str, default: int | None = None, least: int = 1, **more: Any) -> Any:
+    """An `option` that is a whole number."""
+    return option(explanation, default, read=int, check=at_least(least), **more)
+
+
+def number(explanation: str, default: float | None, check: Check, **more: Any) -> Any:
+    """An `option` that is a number."""
+    return option(explanation, default, read=float, check=check, **more)
+
+
 def check_options(given: Any) -> None:
     """Check all options of a dataclass; raises `BenchmarkError` that names the first wrong one."""
     for each in fields(given):

@@ -9,7 +9,17 @@ from typing import Any
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
 from benchmark.models.names import ACCEPTED_METHODS, CORRECTED, METHOD_NAMES, TARGETS, expanded
-from benchmark.options import SHARE, Check, above, at_least, check_options, one_of, option
+from benchmark.options import (
+    SHARE,
+    Check,
+    above,
+    at_least,
+    check_options,
+    number,
+    one_of,
+    option,
+    whole,
+)
 from benchmark.peers import check, is_peer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +47,7 @@ def _by_family(name: str) -> str:
 
 
 def _degree(meaning: str) -> Any:
-    return option(meaning, 1, read=int, check=at_least(1), group=_DEVICES)
+    return whole(meaning, 1, group=_DEVICES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,29 +69,20 @@ class Settings:
         check=_METHOD,
         many=True,
     )
-    num_inference_steps: tuple[int, ...] | None = option(
-        "sampling steps, one or more values",
-        read=int,
-        check=at_least(4),
-        many=True,
-        shown=_by_family("steps"),
+    num_inference_steps: tuple[int, ...] | None = whole(
+        "sampling steps, one or more values", least=4, many=True, shown=_by_family("steps")
     )
     height: int | None = option("pixels", read=int, check=_PIXELS, shown="the pipeline's own")
     width: int | None = option("pixels", read=int, check=_PIXELS, shown="the pipeline's own")
-    num_frames: int | None = option(
-        "frames of a clip", read=int, check=at_least(2), shown=_by_family("num_frames")
-    )
-    guidance_scale: float | None = option(
+    num_frames: int | None = whole("frames of a clip", least=2, shown=_by_family("num_frames"))
+    guidance_scale: float | None = number(
         "classifier-free guidance in a doubled batch, above 1",
-        read=float,
-        check=at_least(1),
+        None,
+        at_least(1),
         shown=_by_family("guidance_scale"),
     )
-    true_cfg_scale: float = option(
-        "FLUX's classifier-free guidance; above 1 adds a call a step",
-        1.0,
-        read=float,
-        check=at_least(1),
+    true_cfg_scale: float = number(
+        "FLUX's classifier-free guidance; above 1 adds a call a step", 1.0, at_least(1)
     )
 
     config: str | None = option(
@@ -90,17 +91,17 @@ class Settings:
     enable_adacorrection: bool = option(
         "add the corrected variant of every base method listed", False, group=_CACHE
     )
-    rel_l1_thresh: float | None = option(
-        "threshold of the base methods", read=float, check=at_least(0), group=_CACHE
+    rel_l1_thresh: float | None = number(
+        "threshold of the base methods", None, at_least(0), group=_CACHE
     )
-    adacorr_gamma: float | None = option(
-        "strength of the correction", read=float, check=at_least(0), shown="1", group=_CACHE
+    adacorr_gamma: float | None = number(
+        "strength of the correction", None, at_least(0), shown="1", group=_CACHE
     )
-    adacorr_lambda: float | None = option(
-        "weight of the spatial term", read=float, check=at_least(0), shown="1", group=_CACHE
+    adacorr_lambda: float | None = number(
+        "weight of the spatial term", None, at_least(0), shown="1", group=_CACHE
     )
-    adacorr_tolerance: float | None = option(
-        "tolerated relative error", read=float, check=above(0), group=_CACHE
+    adacorr_tolerance: float | None = number(
+        "tolerated relative error", None, above(0), group=_CACHE
     )
     adacorr_mode: str | None = option(
         "adaptive saves compute, literal is the published per-layer blend",
@@ -108,16 +109,13 @@ class Settings:
         shown="adaptive",
         group=_CACHE,
     )
-    target_compute: float | None = option(
-        "share of the computed calls to hold", read=float, check=SHARE, group=_CACHE
+    target_compute: float | None = number(
+        "share of the computed calls to hold", None, SHARE, group=_CACHE
     )
-    target_speedup: float | None = option(
-        "its inverse", read=float, check=at_least(1), group=_CACHE
-    )
-    schedule: tuple[int, ...] | None = option(
+    target_speedup: float | None = number("its inverse", None, at_least(1), group=_CACHE)
+    schedule: tuple[int, ...] | None = whole(
         "Schedule: one number N for every N-th step, or the indices of the computed steps",
-        read=int,
-        check=at_least(0),
+        least=0,
         many=True,
         group=_CACHE,
     )
@@ -135,12 +133,8 @@ class Settings:
     split: str = option(
         "prompt split", "test", check=one_of(("development", "test")), group=_QUALITY
     )
-    num_prompts: int | None = option(
-        "the first N prompts of the split",
-        read=int,
-        check=at_least(1),
-        shown="16, or all if there are fewer",
-        group=_QUALITY,
+    num_prompts: int | None = whole(
+        "the first N prompts of the split", shown="16, or all if there are fewer", group=_QUALITY
     )
     prompts: str | None = option(
         "JSON with the splits", shown="benchmark/prompts/FAMILY.json", group=_QUALITY
@@ -160,23 +154,17 @@ class Settings:
         "state dict of LPIPS with AlexNet: adds LPIPS", group=_QUALITY
     )
 
-    repetitions: int = option("timed rounds", 3, read=int, check=at_least(1), group=_MACHINE)
-    warmup: int = option("untimed rounds", 1, read=int, check=at_least(0), group=_MACHINE)
+    repetitions: int = whole("timed rounds", 3, group=_MACHINE)
+    warmup: int = whole("untimed rounds", 1, least=0, group=_MACHINE)
     device: str | None = option(
         "torch device", shown="cuda if there is one, else cpu", group=_MACHINE
     )
     dtype: str = option(
         "weights' type", "float32", check=one_of(("float32", "bfloat16", "float16")), group=_MACHINE
     )
-    threads: int | None = option(
-        "CPU threads of each process", read=int, check=at_least(1), group=_MACHINE
-    )
-    workers: int = option(
-        "processes that make pictures, one thread each by default if above 1",
-        1,
-        read=int,
-        check=at_least(1),
-        group=_MACHINE,
+    threads: int | None = whole("CPU threads of each process", group=_MACHINE)
+    workers: int = whole(
+        "processes that make pictures, one thread each by default if above 1", 1, group=_MACHINE
     )
 
     ulysses_degree: int = _degree("ranks that share the heads")

@@ -11,7 +11,16 @@ from typing import Any
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
 from benchmark.models.names import CORRECTED
-from benchmark.options import SHARE, Check, above, at_least, check_options, one_of, option
+from benchmark.options import (
+    SHARE,
+    Check,
+    above,
+    check_options,
+    number,
+    one_of,
+    option,
+    whole,
+)
 from benchmark.settings import NAMES, PIPELINES, ROOT
 
 RESULTS = ROOT / "benchmark" / "results"
@@ -56,12 +65,9 @@ class ParetoOptions(Checked):
         shown="ours, and all other projects' that are installed and have the family",
     )
     latency: bool = option("also measure latency, all rows in turn", False)
-    tuning_prompts: int = option("of the development split", 8, read=int, check=at_least(1))
-    search_evaluations: int = option(
-        "schedules that the search for each budget scores at the most",
-        40,
-        read=int,
-        check=at_least(1),
+    tuning_prompts: int = whole("of the development split", 8)
+    search_evaluations: int = whole(
+        "schedules that the search for each budget scores at the most", 40
     )
     results_dir: Path = option("for pareto_FAMILY_STEPS.json, .md and .png", RESULTS, read=Path)
     update_results: bool = option(
@@ -108,18 +114,18 @@ class PrecisionOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions(Checked):
-    budgets: tuple[float, ...] = option(
-        "shares of the calls to compute", (0.25, 0.35, 0.5), read=float, check=SHARE, many=True
+    budgets: tuple[float, ...] = number(
+        "shares of the calls to compute", (0.25, 0.35, 0.5), SHARE, many=True
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingOptions(Checked):
     output_dir: Path = option("where to write", RESULTS / "scaling", read=Path)
-    steps: int = option("of each picture", 28, read=int, check=at_least(4))
-    repetitions: int = option("timed pictures", 3, read=int, check=at_least(1))
-    load: float = option("modelled pictures a second", 40.0, read=float, check=above(0))
-    compute_fraction: float = option("modelled", 0.36, read=float, check=SHARE)
+    steps: int = whole("of each picture", 28, least=4)
+    repetitions: int = whole("timed pictures", 3)
+    load: float = number("modelled pictures a second", 40.0, above(0))
+    compute_fraction: float = number("modelled", 0.36, SHARE)
 
 
 GPU_MODELS = ("flux", "opensora")
@@ -137,10 +143,8 @@ class GpuOptions(Checked):
     )
     rows: tuple[str, ...] | None = option("names of the table's rows", many=True, shown="all")
     steps: int = option("of each generation", 20, read=int)
-    computed_steps: int = option(
-        "first steps that every cache computes", 8, read=int, check=at_least(2)
-    )
-    rounds: int = option("timed ones; two go before them", 5, read=int, check=at_least(1))
+    computed_steps: int = whole("first steps that every cache computes", 8, least=2)
+    rounds: int = whole("timed ones; two go before them", 5)
     dry_run: bool = option("tiny models on the CPU", False)
     output_dir: Path | None = option("where to write", read=Path, shown="benchmark/results/gpu")
     resume: bool = option("go on with the run in --output_dir", False)

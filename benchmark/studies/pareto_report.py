@@ -29,7 +29,7 @@ from benchmark.score.curves import FRACTIONS
 from benchmark.score.samples import RESAMPLES
 
 Result = Mapping[str, Any]
-OURS = "Auto"
+AUTO = "Auto"
 """The one method of ours that the others are set against."""
 
 
@@ -52,7 +52,7 @@ def uncached_point(results: Sequence[Result], quantity: Quantity) -> Point | Non
 
 def method_curve(name: str, rows: Sequence[Result], quantity: Quantity, axis=compute) -> list:
     """Auto's curve as it is; of any other method the best of its settings at every compute."""
-    return (curve if name == OURS else best_curve)(rows, quantity, axis)
+    return (curve if name == AUTO else best_curve)(rows, quantity, axis)
 
 
 def at_fractions(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -70,8 +70,8 @@ def at_fractions(results: Sequence[Result]) -> list[dict[str, Any]]:
                 entry = {"quantity": quantity.name, "at": fraction, "cache_method": name}
                 entry |= _values(point, quantity)
                 gain = None
-                if name != OURS and point is not None and found.get(OURS) is not None:
-                    ours = found[OURS]
+                if name != AUTO and point is not None and found.get(AUTO) is not None:
+                    ours = found[AUTO]
                     gain = ours.minus(point) if quantity.higher_is_better else point.minus(ours)
                 entries.append({**entry, "auto_gains": gain and _values(gain, quantity)})
     return entries
@@ -92,7 +92,7 @@ def _values(point: Point | None, quantity: Quantity) -> dict[str, float | None]:
 def verdict(gain: Mapping[str, float]) -> str:
     """Who wins, if the band of the difference leaves no doubt."""
     if gain["low"] > 0:
-        return OURS
+        return AUTO
     return "rival" if gain["high"] < 0 else "even"
 
 
@@ -113,7 +113,7 @@ def tables(entries: Sequence[Mapping[str, Any]], steps: int) -> list[Table]:
     """First Auto against the best of all others, then every method on every quantity."""
     heads = tuple(f"at {fraction}" for fraction in FRACTIONS)
     known = [q for q in QUANTITIES if any(e["quantity"] == q.name and e["value"] for e in entries)]
-    title = f"{OURS} against the best of all others, {steps} steps"
+    title = f"{AUTO} against the best of all others, {steps} steps"
     whole, short = (
         [
             (quantity.title, *(_against_best(entries, quantity, f, short=s) for f in FRACTIONS))
@@ -130,7 +130,7 @@ def tables(entries: Sequence[Mapping[str, Any]], steps: int) -> list[Table]:
             at = [next(e for e in own if _is(e, quantity, fraction)) for fraction in FRACTIONS]
             gains = [_cell(e["auto_gains"], quantity.digits, signed=True) for e in at]
             cells.append((name, *(_cell(e, quantity.digits) for e in at), *gains))
-        gain_heads = tuple(f"{OURS} gains {head}" for head in heads)
+        gain_heads = tuple(f"{AUTO} gains {head}" for head in heads)
         title = f"{quantity.title}, {steps} steps"
         made.append(Table(title, ("method", *heads, *gain_heads), cells))
     return made
@@ -185,8 +185,8 @@ def draw(path: Path, results: Sequence[Result], title: str, *, latency: bool = F
     axis, text = (seconds, "seconds a picture") if latency else (compute, "compute fraction")
     for line, quantity in zip(axes, drawn, strict=True):
         for panel, others in zip(line, (False, True), strict=True):
-            shown = [n for n in methods if n == OURS or is_peer(n) == others]
-            for index, name in enumerate(sorted(shown, key=lambda n: n != OURS)):
+            shown = [n for n in methods if n == AUTO or is_peer(n) == others]
+            for index, name in enumerate(sorted(shown, key=lambda n: n != AUTO)):
                 points = method_curve(name, methods[name], quantity, axis)
                 _draw_curve(panel, name, points, index)
             uncached = uncached_point(results, quantity)
@@ -206,8 +206,8 @@ def _draw_curve(panel: Any, name: str, points: Sequence[Point], index: int) -> N
         return
     x = [point.x for point in points]
     lows, highs = zip(*(point.band() for point in points), strict=True)
-    colour = "black" if name == OURS else plt.cm.tab20((index - 1) % 20)
-    width = 2.2 if name == OURS else 1.1
+    colour = "black" if name == AUTO else plt.cm.tab20((index - 1) % 20)
+    width = 2.2 if name == AUTO else 1.1
     values = [point.value for point in points]
     panel.plot(x, values, marker=".", color=colour, linewidth=width, label=name)
     panel.fill_between(x, lows, highs, color=colour, alpha=0.1, linewidth=0)
@@ -218,7 +218,7 @@ def _how(document: Mapping[str, Any]) -> str:
     lines = [
         "Compute: FLOPs executed in the denoiser's calls (embedders, blocks, head) over "
         "those of the uncached run, counted in every row the same way.",
-        f"{OURS} is the documented method with its documented options, along its tolerance. Of "
+        f"{AUTO} is the documented method with its documented options, along its tolerance. Of "
         "every other method the best of its settings at each compute is taken, by PSNR to the "
         "uncached run on the very pictures that are scored: an advantage of theirs.",
         "Values between two rows are interpolated linearly; `-` is outside a method's range.",

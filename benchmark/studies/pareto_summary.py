@@ -16,7 +16,7 @@ from benchmark.report.tables import MISSING, Table, number
 from benchmark.run.store import whole_file
 from benchmark.score.bands import compute, seconds
 from benchmark.score.curves import FRACTIONS, interpolate, unbeaten
-from benchmark.studies.pareto_report import OURS, by_method, seconds_at_speedups, timed
+from benchmark.studies.pareto_report import AUTO, by_method, seconds_at_speedups, timed
 from xfuser_adacorr import METHODS
 
 FIGURE = "pareto.png"
@@ -26,7 +26,7 @@ KINDS: dict[str, Callable[[str], bool]] = {
     "searched schedule + AdaCorrection": lambda name: name == SEARCHED,
     "searched schedule": lambda name: name.startswith(SCHEDULE) and name != SEARCHED,
     "other projects": is_peer,
-    "bases": lambda name: name in METHODS and name != OURS,
+    "bases": lambda name: name in METHODS and name != AUTO,
     "fewer steps": lambda name: name.endswith("fewer steps"),
 }
 """Kind of rival -> whether a method is one."""
@@ -85,12 +85,12 @@ def summary_table(documents: Sequence[Document], quantity: str) -> Table:
             [e for e in document["at_fractions"] if e["quantity"] == quantity and e["at"] == at]
             for at in FRACTIONS
         ]
-        own = [next(e for e in line if e["cache_method"] == OURS) for line in lines]
+        own = [next(e for e in line if e["cache_method"] == AUTO) for line in lines]
         found = [[best(line, [kind]) for line in lines] for kind in KINDS]
         gains = [_gain(best(line, WITHOUT_OURS)) for line in lines]
         cells.append((named(document), _triple(own), *map(_triple, found), " / ".join(gains)))
     title = f"PSNR in dB to the {TITLES[quantity]}"
-    return Table(title, ("", OURS, *KINDS, f"{OURS} gains"), cells)
+    return Table(title, ("", AUTO, *KINDS, f"{AUTO} gains"), cells)
 
 
 def median_table(documents: Sequence[Document]) -> Table:
@@ -102,7 +102,7 @@ def median_table(documents: Sequence[Document]) -> Table:
         (named(document), *_best_of_kinds(document["results"], FRACTIONS, median_psnr))
         for document in documents
     ]
-    return Table("PSNR in dB of the median picture to the uncached run", ("", OURS, *KINDS), cells)
+    return Table("PSNR in dB of the median picture to the uncached run", ("", AUTO, *KINDS), cells)
 
 
 def time_table(documents: Sequence[Document]) -> Table:
@@ -115,7 +115,7 @@ def time_table(documents: Sequence[Document]) -> Table:
             places = seconds_at_speedups(results)
             found = _best_of_kinds(results, places, mean_psnr, axis=seconds)
             cells.append((named(document), *found))
-    return Table("PSNR in dB to the uncached run, at equal time", ("", OURS, *KINDS), cells)
+    return Table("PSNR in dB to the uncached run, at equal time", ("", AUTO, *KINDS), cells)
 
 
 def _best_of_kinds(
@@ -128,9 +128,9 @@ def _best_of_kinds(
     found = {}
     for name, rows in by_method(results).items():
         curve = points(rows, value, axis)
-        curve = curve if name == OURS else best_up_to(curve)
+        curve = curve if name == AUTO else best_up_to(curve)
         found[name] = [interpolate(curve, place) for place in places]
-    cells = [_numbers(found[OURS])]
+    cells = [_numbers(found[AUTO])]
     for belongs in KINDS.values():
         of_kind = [values for name, values in found.items() if belongs(name)]
         at_each = ([values[i] for values in of_kind] for i in range(len(places)))
@@ -141,7 +141,7 @@ def _best_of_kinds(
 def corrections_table(documents: Sequence[Document]) -> Table:
     """PSNR in dB to the uncached run at `FRACTIONS`, of every base method without and with
     AdaCorrection; a column a run."""
-    names = [name + suffix for name in METHODS if name != OURS for suffix in ("", CORRECTED)]
+    names = [name + suffix for name in METHODS if name != AUTO for suffix in ("", CORRECTED)]
     cells = []
     for name in names:
         values = [_values_of(document, name) for document in documents]
@@ -185,7 +185,7 @@ def draw(path: Path, documents: Sequence[Document]) -> None:
         axis.remove()
     for axis, document in zip(axes.flat, documents, strict=False):
         methods = by_method(document["results"])
-        own = within_shown(points(methods[OURS], mean_psnr))
+        own = within_shown(points(methods[AUTO], mean_psnr))
         axis.plot(*zip(*own, strict=True), ".-", color="black", lw=2.2)
         for index, belongs in enumerate(KINDS.values()):
             rows = [row for name in methods if belongs(name) for row in methods[name]]
@@ -199,7 +199,7 @@ def draw(path: Path, documents: Sequence[Document]) -> None:
     figure.tight_layout()
     colours = ["black", *(f"C{index}" for index in range(len(KINDS)))]
     handles = [plt.Line2D([], [], color=colour) for colour in colours]
-    figure.legend(handles, [OURS, *KINDS], ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0))
+    figure.legend(handles, [AUTO, *KINDS], ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0))
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 

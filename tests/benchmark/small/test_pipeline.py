@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 
 from benchmark.small.evaluation import draw_loss, split_accuracy
-from benchmark.small.flux import FAMILY, build_transformer, generate, image_ids, pack_latents
+from benchmark.small.flux import FAMILY, build_transformer, image_ids, pack_latents
 from benchmark.small.judge import label_accuracy, load_judge
 from benchmark.small.judge_training import judge_accuracy
 from benchmark.small.latents import sample_sigmas
@@ -119,7 +119,7 @@ def test_the_guidance_of_the_empty_prompt_changes_the_picture(pipeline):
 
 
 def test_a_seed_decides_the_picture(pipeline):
-    pictures = generate(pipeline, [LONGEST] * 3, [1, 1, 2], steps=2)
+    pictures = FAMILY.generate(pipeline, [LONGEST] * 3, [1, 1, 2], steps=2)
     assert torch.allclose(pictures[0], pictures[1], atol=1e-4)
     assert not torch.allclose(pictures[0], pictures[2], atol=1e-2)
 
@@ -197,7 +197,7 @@ def test_the_judge_names_what_is_wrong_with_its_arguments(judge, tmp_path):
 
 
 def test_the_training_script_explains_itself():
-    script = Path(__file__).parents[1] / "scripts" / "train_small.py"
+    script = Path(__file__).parents[3] / "scripts" / "train_small.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--work-dir" in done.stdout

@@ -134,7 +134,7 @@ class Settings:
         "prompt split", "test", check=one_of(("development", "test")), group=_QUALITY
     )
     num_prompts: int | None = whole(
-        "the first N prompts of the split", shown="16, or all if there are fewer", group=_QUALITY
+        "the first N prompts of the split", shown="12, or all if there are fewer", group=_QUALITY
     )
     prompts: str | None = option(
         "JSON with the splits", shown="benchmark/prompts/FAMILY.json", group=_QUALITY

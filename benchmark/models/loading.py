@@ -19,7 +19,7 @@ from benchmark.models.schedulers import own_solver, schedulers_of
 from benchmark.settings import Settings
 from xfuser_adacorr import CacheConfig, load_family_config
 
-USUAL_PROMPTS = 16
+USUAL_PROMPTS = 12
 """So many of a split are taken, or all if it has fewer, where no number is given."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -24,6 +24,7 @@ from xfuser_adacorr.model_executor.cache.stored_schedule import (
     StoredSchedule,
     save_schedule,
 )
+from xfuser_adacorr.models.stdit3 import VIDEO_FPS
 
 
 def computed_calls(summary: Any) -> list[bool]:
@@ -37,6 +38,7 @@ __all__ = [
     "RATES",
     "SCHEDULE_FILE",
     "TEA_FILE",
+    "VIDEO_FPS",
     "AdaCalibration",
     "AdaRecorder",
     "FastRecorder",

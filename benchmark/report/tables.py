@@ -82,7 +82,7 @@ def knob(result: Result) -> str:
     names = ["rel_l1_thresh"] if config["use_cache"] != "Auto" else []
     names += ["adacorr_tolerance"] if config["enable_adacorrection"] else []
     return ", ".join(
-        f"{name} {MISSING if config[name] is None else f'{config[name]:g}'}" for name in names
+        f"{name} {MISSING if config.get(name) is None else f'{config[name]:g}'}" for name in names
     )
 
 

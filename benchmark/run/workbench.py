@@ -29,7 +29,7 @@ from benchmark.score.samples import samples
 from benchmark.score.scoring import Scorer
 from benchmark.settings import Settings
 
-TIMED_PROMPTS = 4
+TIMED_PROMPTS = 2
 
 
 class Workbench:

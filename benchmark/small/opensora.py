@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from benchmark.models.package import VIDEO_FPS
 from benchmark.small.autoencoder import encode_pictures
 from benchmark.small.clip_judge import ClipJudge
 from benchmark.small.clips import FRAMES, render_clips
@@ -26,7 +27,6 @@ from benchmark.small.text import (
 )
 from benchmark.small.tokenizers import WORDS, build_t5_tokenizer
 from xfuser_adacorr.models import OpenSoraPipeline, RectifiedFlowScheduler, STDiT3Transformer3DModel
-from xfuser_adacorr.models.stdit3 import VIDEO_FPS
 
 TEXT_TOKENS = 16
 SIZE = 64

@@ -156,10 +156,10 @@ def test_flops_are_those_of_torchs_own_counter(pipelines):
 @pytest.mark.parametrize(
     ("config", "enters_every_call"),
     [
-        (CacheConfig(use_cache="Fb", rel_l1_thresh=0.5), True),
-        (CacheConfig(use_cache="Schedule", schedule=3), True),
-        (CacheConfig(use_cache="Schedule", schedule=3, stand_in="forecast"), False),
-        (CacheConfig(use_cache="Auto", adacorr_tolerance=0.5), False),
+        (CacheConfig.from_name("Fb", rel_l1_thresh=0.5), True),
+        (CacheConfig.from_name("Schedule", schedule=3), True),
+        (CacheConfig.from_name("Schedule", schedule=3, stand_in="forecast"), False),
+        (CacheConfig.from_name("Auto", adacorr_tolerance=0.5), False),
     ],
 )
 def test_compute_is_the_share_of_the_calls_and_more_where_every_call_enters_the_model(

@@ -72,7 +72,7 @@ def test_correction_keeps_the_picture_where_reuse_loses_it(shipped, base):
     full = draw(family, pipe, steps, number)
     errors = {}
     for config in (
-        CacheConfig(use_cache="Fb", rel_l1_thresh=0.2),
+        CacheConfig.from_name("Fb", rel_l1_thresh=0.2),
         CacheConfig.from_name(base, enable_adacorrection=True, adacorr_tolerance=0.01),
     ):
         enable_cache(pipe, config)

@@ -29,7 +29,7 @@ def test_every_part_compares_variants_of_the_study_that_differ_in_one_thing():
         present, absent = part.present, part.absent
         assert NAMES[present.name] is present and NAMES[absent.name] is absent
         a, b = present.config.to_dict(), absent.config.to_dict()
-        differing = {name for name in a if a[name] != b[name]}
+        differing = {name for name in {*a, *b} if a.get(name) != b.get(name)}
         changes = [present.switch is not absent.switch, present.knob != absent.knob]
         if {"use_cache", "schedule"} <= differing:  # Auto for Schedule: the rule that refreshes
             assert changes == [False, True]
@@ -53,9 +53,9 @@ def run(loop, config, switch=None):
     return x, steps
 
 
-EVEN = CacheConfig(use_cache="Schedule", schedule=(0, 4, 8, 11), enable_adacorrection=True)
-FORECAST = CacheConfig(use_cache="Schedule", schedule=(0, 4, 8, 11), stand_in="forecast")
-JUDGED = CacheConfig(use_cache="Schedule", schedule=(0, 2, 5, 8, 11), stand_in="forecast")
+EVEN = CacheConfig.from_name("Schedule+AdaCorrection", schedule=(0, 4, 8, 11))
+FORECAST = CacheConfig.from_name("Schedule", schedule=(0, 4, 8, 11), stand_in="forecast")
+JUDGED = CacheConfig.from_name("Schedule", schedule=(0, 2, 5, 8, 11), stand_in="forecast")
 """A line follows the refresh that judges the first one."""
 
 
@@ -78,7 +78,7 @@ def test_without_line_the_last_output_is_repeated():
     scheduler.set_timesteps(12)
     scheduler.set_begin_index(0)
     for i, t in enumerate(scheduler.timesteps):
-        if i in FORECAST.schedule:
+        if i in (0, 4, 8, 11):
             kept = loop.flux.call(expected, t)
         expected = scheduler.step(kept, t, expected, return_dict=False)[0]
     torch.testing.assert_close(x, expected)
@@ -104,7 +104,7 @@ def test_without_curvature_the_blend_has_two_nodes():
 
 def test_the_last_call_is_refreshed_by_the_switch_whatever_is_expected_of_it():
     loop = Loop(FluxSampler(None).scheduler)
-    config = CacheConfig(use_cache="Auto", adacorr_tolerance=0.1)
+    config = CacheConfig.from_name("Auto", adacorr_tolerance=0.1)
     spared = run(loop, config)[1]
     assert spared[-1] < 11
     assert run(loop, config, ablation_variants.with_last_refreshed)[1] == [*spared, 11]
@@ -113,7 +113,7 @@ def test_the_last_call_is_refreshed_by_the_switch_whatever_is_expected_of_it():
 
 def test_gaps_of_any_length_by_the_switch():
     loop = Loop(FluxSampler(None).scheduler)
-    config = CacheConfig(use_cache="Auto", adacorr_tolerance=1e9, warmup_steps=2)
+    config = CacheConfig.from_name("Auto", adacorr_tolerance=1e9, warmup_steps=2)
     limited = run(loop, config)[1]
     assert limited == [0, 1, 3, 6, 11]
     assert run(loop, config, ablation_variants.with_any_gap)[1] == [0, 1]
@@ -158,11 +158,13 @@ class Maker:
         config = row.config
         if config is None:
             return Generated(reference)
-        if config.use_cache == "Schedule":
-            compute = len(config.schedule) / row.num_inference_steps
+        options = config.to_dict()
+        if options["use_cache"] == "Schedule":
+            compute = len(options["schedule"]) / row.num_inference_steps
         else:
-            compute = config.target_compute or min(1.0, 0.02 / config.adacorr_tolerance**0.5)
-        gains = (2.0, 4.0) if config.enable_adacorrection else (0.0, 0.0)
+            tolerance = options["adacorr_tolerance"]
+            compute = options.get("target_compute") or min(1.0, 0.02 / tolerance**0.5)
+        gains = (2.0, 4.0) if options["enable_adacorrection"] else (0.0, 0.0)
         errors = torch.tensor([10 ** -((20 + 40 * compute + gain) / 20) for gain in gains])
         summaries = [SimpleNamespace(compute_fraction=compute)] * 2
         return Generated(reference + errors[:, None, None, None], summaries)
@@ -199,7 +201,7 @@ def test_a_resumed_study_makes_nothing_again(tmp_path):
 
 
 def test_a_variant_that_does_not_reach_a_fraction_is_left_open(tmp_path):
-    variant = Variant(name="Auto", config=CacheConfig(use_cache="Auto"))
+    variant = Variant(name="Auto", config=CacheConfig.from_name("Auto"))
     result = study(tmp_path, Maker())
     result.make = lambda row: Generated(
         torch.zeros(2, 3, 8, 8), [SimpleNamespace(compute_fraction=0.3)] * 2

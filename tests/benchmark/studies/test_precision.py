@@ -14,7 +14,7 @@ from benchmark.studies import precision
 from tests.benchmark.tiny import run_study
 from xfuser_adacorr import CacheConfig
 
-ROWS = [uncached_row(28), cached_row("Auto", 28, CacheConfig(use_cache="Auto"))]
+ROWS = [uncached_row(28), cached_row("Auto", 28, CacheConfig.from_name("Auto"))]
 DTYPES = ("float32", "bfloat16")
 OFFSETS = {("float32", "None"): 0.0, ("float32", "Auto"): 0.001}
 OFFSETS |= {("bfloat16", "None"): 0.01, ("bfloat16", "Auto"): 0.02}

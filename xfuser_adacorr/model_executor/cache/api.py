@@ -154,8 +154,8 @@ def schedulers_of(x: Any, scheduler: Any = None) -> Any:
 
     if not find():
         raise ValueError(
-            f"{type(x).__name__} has no scheduler with step() and timesteps: a cache at the sampler "
-            "step cannot follow its loop; give scheduler=..., or enable the cache on its model"
+            f"{type(x).__name__} has no scheduler with step() and timesteps: a cache cannot follow "
+            "its loop; give scheduler=..., or enable the cache on its model"
         )
     return find
 

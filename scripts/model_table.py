@@ -108,7 +108,7 @@ def sampler_result(case: Any, pipe: Any) -> str:
         output = run(case, pipe)
         summary = cache_summary(pipe)
         disable_cache(pipe)
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     if not output.isfinite().all():
         return "its outputs are not finite"

@@ -205,7 +205,10 @@ class PerBlockTest(StackMethod):
         if call.is_first:
             state.stack_input = call.streams[self.family.output_stream]
         execute = decision.compute or decision.run_blocks[call.index]
-        if not execute and not state.executed and state.moving is None:
+        # What a model adds between its blocks (ControlNet, VACE) was not predicted.
+        predicted = state.predicted[call.index] if state.predicted else {}
+        as_predicted = all(x is predicted.get(name) for name, x in call.streams.items())
+        if not execute and not state.executed and state.moving is None and as_predicted:
             out = state.predicted[call.index + 1]
         else:
             out = self._run_tokens(state, call, execute)

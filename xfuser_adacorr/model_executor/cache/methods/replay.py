@@ -187,6 +187,9 @@ class RecordedStack(StackMethod):
         self.inner.follow(state.inner, decision)
         return decision
 
+    def follow(self, state: RecordedState, decision: Decision) -> None:
+        self.inner.follow(state.inner, decision)
+
     def noted(self, state: RecordedState, record: CallRecord) -> None:
         self.inner.noted(state.inner, record)
 

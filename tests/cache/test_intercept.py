@@ -77,18 +77,19 @@ def test_a_pickle_of_a_scheduler_is_plain(enabled):
     assert own_attributes(loaded).keys() == own_attributes(enabled.scheduler).keys()
 
 
-def test_a_pipeline_may_step_a_copy(sampler):
-    """As good as the scheduler itself: the whole run is by a copy made after it was set."""
+def test_a_pipeline_may_step_a_copy_beside_the_scheduler(sampler):
+    """As for video and sound: each has forecasts of its own, and skips what the other skips."""
     x, summary = run_cached(sampler, LOOSE, steps=STEPS)
     enable_cache(sampler.transformer, LOOSE, scheduler=sampler.scheduler)
     sampler.scheduler.set_timesteps(STEPS)
     sampler.scheduler.set_begin_index(0)
-    stepped, latents = copy.deepcopy(sampler.scheduler), sampler.noise()
+    copied, video, sound = copy.deepcopy(sampler.scheduler), sampler.noise(), sampler.noise()
     for t in sampler.scheduler.timesteps:
-        v = sampler.call(latents, t)
-        latents = stepped.step(v, t, latents, return_dict=False)[0]
-    assert torch.equal(latents, x)
-    assert cache_summary(sampler.transformer).computed_steps == summary.computed_steps
+        v = sampler.call(video, t)
+        video = sampler.scheduler.step(v, t, video, return_dict=False)[0]
+        sound = copied.step(v, t, sound, return_dict=False)[0]
+    assert torch.equal(video, x) and torch.equal(sound, x)
+    assert 0 < cache_summary(sampler.transformer).computed_steps == summary.computed_steps < STEPS
 
 
 def test_others_see_the_class_they_know(enabled):

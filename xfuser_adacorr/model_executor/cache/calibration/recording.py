@@ -47,6 +47,7 @@ class Recording(Method):
     """A recorder in the place of a method."""
 
     label: ClassVar[str] = "Recording"
+    num_steps: ClassVar[None] = None
 
     recorder: Recorder
 

@@ -5,12 +5,14 @@ import argparse
 
 from calibration_runs import add_steps, parse_arguments, run_pipeline, settings_of
 
-from xfuser_adacorr.model_executor.cache.calibration import (
+from benchmark.models.package import (
     ADA_FILE,
+    RATES,
     AdaCalibration,
+    AdaRecorder,
     save_ada_calibration,
+    step_shares,
 )
-from xfuser_adacorr.model_executor.cache.codebook_fitting import RATES, AdaRecorder, step_shares
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,7 @@
 
 from calibration_runs import parse_arguments, run_pipeline, settings_of
 
-from xfuser_adacorr.model_executor.cache.calibration import FAST_FILE, save_fast_maps
-from xfuser_adacorr.model_executor.cache.fitting import FastRecorder
+from benchmark.models.package import FAST_FILE, FastRecorder, save_fast_maps
 
 
 def main() -> None:

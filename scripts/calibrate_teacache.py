@@ -2,8 +2,7 @@
 
 from calibration_runs import parse_arguments, run_pipeline, settings_of
 
-from xfuser_adacorr.model_executor.cache.calibration import TEA_FILE, save_tea_polynomial
-from xfuser_adacorr.model_executor.cache.fitting import TeaRecorder
+from benchmark.models.package import TEA_FILE, TeaRecorder, save_tea_polynomial
 
 
 def main() -> None:

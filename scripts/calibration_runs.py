@@ -9,23 +9,25 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import passed_on  # noqa: E402
-from benchmark.errors import BenchmarkError  # noqa: E402
-from benchmark.families import FAMILIES  # noqa: E402
-from benchmark.generate import make_picture  # noqa: E402
-from benchmark.loading import (  # noqa: E402
+from benchmark.errors import BenchmarkError
+from benchmark.models.families import FAMILIES
+from benchmark.models.loading import (
+    call_arguments,
     check_texts,
     entry_text,
     load_pipeline,
     load_prompts,
     picture_shape,
 )
-from benchmark.settings import Settings, read_settings  # noqa: E402
+from benchmark.models.package import find_family
+from benchmark.options import add_options as add_fields
+from benchmark.options import taken
+from benchmark.run.generate import make_picture
+from benchmark.settings import Settings
 
-PASSED_ON = (
+TAKEN = (
     "model_type",
     "model",
     "prompts",
@@ -35,6 +37,7 @@ PASSED_ON = (
     "width",
     "num_frames",
 )
+DEFAULTS = {"split": "development", "num_prompts": 16}
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
@@ -51,26 +54,15 @@ def parse_arguments(
         description=description,
         epilog="Sizes, frames and guidance are the family's usual ones if they are not given.",
     )
-    add = parser.add_argument
-    add("--model_type", choices=sorted(FAMILIES), default="flux", help="model family (flux)")
-    add("--model", metavar="DIR", help="diffusers directory (the small pipeline of the family)")
-    add(
-        "--prompts",
-        metavar="FILE",
-        help="split file, whose development prompts are used (benchmark/prompts/FAMILY.json)",
+    add_fields(parser, Settings, TAKEN, DEFAULTS)
+    parser.add_argument(
+        "--output", type=Path, help=f"default: {file_name} beside the transformer's weights"
     )
-    add("--num_prompts", type=int, default=16, metavar="N", help="the first N of them (16)")
-    add("--guidance_scale", type=float, metavar="S", help="of families that batch guidance")
-    add("--height", type=int, metavar="H", help="pixels")
-    add("--width", type=int, metavar="W", help="pixels")
-    add("--num_frames", type=int, metavar="N", help="of a clip")
-    add("--output", type=Path, help=f"default: {file_name} beside the transformer's weights")
     add_options(parser)
     arguments = parser.parse_args()
     try:
-        arguments.settings = read_settings(
-            ["--split=development", *passed_on(arguments, PASSED_ON), "--output_dir=."]
-        )
+        given = taken({k: v for k, v in vars(arguments).items() if k in TAKEN}, Settings)
+        arguments.settings = Settings(**{**DEFAULTS, **given, "output_dir": Path()})
     except BenchmarkError as error:
         parser.error(str(error))
     model = Path(arguments.settings.model)
@@ -95,21 +87,18 @@ def final_latents(
     pipe: Any, settings: Settings, entries: Sequence[dict[str, Any]], steps: int
 ) -> torch.Tensor:
     """Latents ``[B, ...]`` of some prompts, made in one batch; pictures where there are none."""
-    family = FAMILIES[settings.model_type]
     texts = [entry_text(entry) for entry in entries]
     output = pipe(
-        **family.call(pipe, settings, texts, picture_shape(settings, pipe)),
+        **call_arguments(settings, pipe, texts),
         num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(entry["seed"]) for entry in entries],
-        output_type="latent" if family.gives_latents else "pt",
+        output_type="latent" if FAMILIES[settings.model_type].gives_latents else "pt",
     )
     return output[0]
 
 
 def run_pipeline(arguments: argparse.Namespace, recorder: Any) -> Any:
     """Sample the development prompts with ``recorder`` attached; returns the pipeline."""
-    from xfuser_adacorr.model_executor.cache.diffusers_adapters.registry import find_family
-
     settings = arguments.settings
     pipe, entries = load(settings)
     with recorder.attached(pipe.transformer, find_family(pipe.transformer)):

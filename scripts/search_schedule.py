@@ -11,17 +11,20 @@ import torch
 from calibration_runs import add_steps, final_latents, load, parse_arguments, settings_of
 from tqdm.auto import tqdm
 
-from benchmark.tuning import schedule_config
-from xfuser_adacorr import disable_cache, enable_cache
-from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
-from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
-from xfuser_adacorr.model_executor.cache.samplers import describe_sampler, log_snrs, read_schedule
-from xfuser_adacorr.model_executor.cache.stored_schedule import (
-    ADACORRECTION,
+from benchmark.models.package import (
     SCHEDULE_FILE,
+    Steps,
     StoredSchedule,
+    describe_sampler,
+    even_starts,
+    log_snrs,
+    model_fingerprint,
+    read_places,
     save_schedule,
+    search_schedule,
 )
+from benchmark.run.tuning import ADACORRECTION, schedule_config
+from xfuser_adacorr import disable_cache, enable_cache
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +125,7 @@ def main() -> None:
     identity = {**settings, "fingerprint": model_fingerprint(pipe.transformer)}
     checkpoint = Checkpoint(path, {**identity, "sampler": describe_sampler(pipe.scheduler)})
     score = LatentsScore(pipe, entries, arguments)  # and with it the run's noise levels
-    levels, logs = read_schedule(pipe.scheduler).coordinates, log_snrs(pipe.scheduler)
+    levels, logs = read_places(pipe.scheduler).coordinates, log_snrs(pipe.scheduler)
     starts = even_starts(logs, budget)
     bar = tqdm(initial=len(checkpoint.scores), total=arguments.max_evaluations, unit="schedule")
 

@@ -64,10 +64,6 @@ def quantile_codebook(changes, rates):
     return dict(zip([*np.quantile(changes, shares).tolist(), 1e9], rates, strict=True))
 
 
-def refreshed(summary):
-    return [call.refreshed for call in summary.trace.calls]
-
-
 def assert_varied(computed):
     """At least two different gaps lie between the computed steps, besides the forced ones."""
     at = [i for i, active in enumerate(computed) if active]

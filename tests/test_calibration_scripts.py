@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_benchmark_families import TINY
-from xfuser_adacorr import cache_summary, enable_cache
+from tests.benchmark.tiny import TINY
 from xfuser_adacorr.model_executor.cache.calibration import (
     load_ada_calibration,
     load_fast_maps,
     load_tea_polynomial,
 )
-from xfuser_adacorr.model_executor.cache.target_fitting import expected_error
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 PROMPTS = {
@@ -80,33 +78,6 @@ def test_maps_of_a_pipeline_that_gives_no_latents(calibrate):
     maps = load_fast_maps(pipe.transformer, str(path))
     assert maps["stack.hidden_states.weight"].shape == (24, 24)
     assert len(maps) == 2 * (3 + 1), "weight and bias of 3 blocks and of the stack"
-
-
-def test_targets_of_a_guided_family(calibrate, tmp_path):
-    options = ("--steps", 10, "--tolerances", 0.02, 0.5)
-    _, path = calibrate("calibrate_targets", "dit", *options)
-    content = json.loads(path.read_text())
-    assert content["settings"]["guidance_scale"] == 3.0
-    assert content["settings"]["tolerances"] == {"10": [0.02, 0.5]}
-
-    from diffusers import DiTPipeline
-
-    path.rename(tmp_path / "dit" / "transformer" / "targets.json")
-    pipe = DiTPipeline.from_pretrained(tmp_path / "dit")
-    pipe.set_progress_bar_config(disable=True)
-    enable_cache(pipe, "Auto", target_compute=0.5)
-    pipe([3], guidance_scale=3.0, num_inference_steps=10, output_type="pt")
-    summary = cache_summary(pipe)
-    error, relation = expected_error(summary.trace.calls), content["psnr"]
-    expected = relation["at_one"] - relation["slope"] * math.log10(error)
-    assert summary.expected_psnr_db == pytest.approx(expected)
-
-
-def test_tolerances_are_those_of_the_familys_sweep(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from calibrate_targets import sweep_tolerances
-
-    assert sweep_tolerances("pixart", 18) == [0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 1]
 
 
 @pytest.mark.parametrize("family", ["dit", "opensora"])  # by pictures, by latents

@@ -172,7 +172,7 @@ class PerBlockTest(StackMethod):
             local.append((motion > self.motion_threshold * motion.max()).sum())
         if self.max_sums is not None:
             sums = packed_tests(sums, self.threshold, self.max_sums)
-        return Signal(sums, local)
+        return Signal(sums, local=local)
 
     def decide(self, state: FastState, step, read: Read) -> Decision:
         sums, local = read.inside, read.local
@@ -205,7 +205,10 @@ class PerBlockTest(StackMethod):
         if call.is_first:
             state.stack_input = call.streams[self.family.output_stream]
         execute = decision.compute or decision.run_blocks[call.index]
-        if not execute and not state.executed and state.moving is None:
+        # What a model adds between its blocks (ControlNet, VACE) was not predicted.
+        predicted = state.predicted[call.index] if state.predicted else {}
+        as_predicted = all(x is predicted.get(name) for name, x in call.streams.items())
+        if not execute and not state.executed and state.moving is None and as_predicted:
             out = state.predicted[call.index + 1]
         else:
             out = self._run_tokens(state, call, execute)

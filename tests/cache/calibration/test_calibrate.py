@@ -73,7 +73,7 @@ def test_maps_are_of_every_block_and_stream_of_an_inferred_family(tmp_path):
 def test_a_file_says_of_which_runs_it_was_made(tmp_path):
     case = CASES[DESCRIBED]
     pipe = case.build()
-    path = calibrated(pipe, "Ada", case, output=tmp_path / "mine.json", seed=3, height=16)
+    path = calibrated(pipe, "Ada", case, output=tmp_path / "mine.json", seed=3)
     content = json.loads(path.read_text())
     assert path.name == "mine.json"
     assert content["fingerprint"] == model_fingerprint(pipe.transformer)
@@ -82,7 +82,10 @@ def test_a_file_says_of_which_runs_it_was_made(tmp_path):
         "num_prompts": 2,
         "seed": 3,
         "num_inference_steps": STEPS,
+        "guidance_scale": 3.5,
         "height": 16,
+        "width": 16,
+        "output_type": "latent",
         "compute_fraction": 0.5,
     }
     maps = calibrated(pipe, "Fast", case, output=tmp_path)
@@ -143,7 +146,8 @@ BAD = [
     ({"prompts": "a cat"}, TypeError, "prompts must be a list of texts"),
     ({"prompts": [3]}, TypeError, "prompts must hold texts or mappings, got 3"),
     ({"num_inference_steps": 0}, ValueError, "num_inference_steps must be at least 1"),
-    ({"compute_fraction": 0.5}, ValueError, "compute_fraction: neither an option of this"),
+    ({"compute_fraction": 0.5}, ValueError, "compute_fraction is an option of Ada, not of Tea"),
+    ({"hight": 64}, ValueError, "hight: neither an option of this calibration nor an argument"),
     ({"method": "Ada", "compute_fraction": 0.1}, ValueError, "compute_fraction must be between"),
     ({"denoiser": "unet"}, ValueError, "denoisers must name models of the pipeline"),
     ({"output": "nowhere/file"}, FileNotFoundError, "output: there is no directory nowhere"),

@@ -1,5 +1,6 @@
 """The verb `calibrate`: fit what a method can be fitted with, on full runs of a pipeline."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def calibrate(
         raise TypeError(f"method must be a name, got {method!r}")
     if method not in CALIBRATIONS:
         raise ValueError(f"method must be one of {', '.join(CALIBRATIONS)}, got {method!r}")
+    for name in options:
+        takers = [label for label, fit in CALIBRATIONS.items() if name in _own_options(fit)]
+        if takers and method not in takers:
+            raise ValueError(f"{name} is an option of {', '.join(takers)}, not of {method}")
     return CALIBRATIONS[method](
         pipe, prompts, num_inference_steps=num_inference_steps, output=output, **options
     )
+
+
+def _own_options(fit: Callable[..., Path]) -> set[str]:
+    parameters = inspect.signature(fit).parameters.values()
+    return {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -70,8 +70,7 @@ def full_runs(
     seeds = [row.pop("seed", seed + index) for index, row in enumerate(rows)]
     calls = [{**shared, **row} for row in rows]
     _check_arguments(pipe, {name for each in calls for name in each})
-    plain = {k: v for k, v in shared.items() if isinstance(v, (bool, int, float, str))}
-    settings = {"num_prompts": len(calls), "seed": seed, **plain}
+    settings = {"num_prompts": len(calls), "seed": seed, **_in_common(calls)}
     return FullRuns(pipe=pipe, denoiser=chosen, calls=calls, seeds=seeds, settings=settings)
 
 
@@ -96,6 +95,12 @@ def _row(prompt: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(prompt, Mapping):
         return dict(prompt)
     raise TypeError(f"prompts must hold texts or mappings, got {prompt!r}")
+
+
+def _in_common(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Arguments of all calls that are equal numbers or words, for the file."""
+    plain = {k: v for k, v in calls[0].items() if isinstance(v, (bool, int, float, str))}
+    return {k: v for k, v in plain.items() if all(k in each and each[k] == v for each in calls)}
 
 
 def _check_arguments(pipe: Any, names: set[str]) -> None:

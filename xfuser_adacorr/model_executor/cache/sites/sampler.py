@@ -183,8 +183,9 @@ class SamplerSite:
             result = reuse(lane, call, original, arguments, _output_name(arguments))
             run.account_memory()
             return result
-        if decision.why == "inputs":  # the line from before holds no more
+        if run.lines_broken and lane.forecast.v0 is not None:  # nothing from before holds, or fits
             lane.forecast = self.method.make_forecast(self.scope)
+            lane.repair = self.method.make_repair(track.stepper)
         call.latents = scaled(arguments["sample"], step.scale)
         name = _output_name(arguments)
         result = refresh(lane, call, decision, run.record, original, arguments, name)
@@ -216,7 +217,7 @@ class SamplerSite:
         record.compute_fraction = min(run.cost / len(made), 1.0)
         run.trace.calls.append(record)
         changed = run.inputs_changed or bool(run.last_made and made != run.last_made)
-        run.inputs_changed = changed and not computed
+        run.inputs_changed, run.lines_broken = changed and not computed, changed
 
 
 def _output_name(arguments: Mapping[str, Any]) -> str:

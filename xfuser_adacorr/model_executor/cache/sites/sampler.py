@@ -77,12 +77,15 @@ class SamplerSite:
         """Return what the call returned last in a reused step, else compute it."""
         inputs, slot = Inputs(args, kwargs), run.slots.get(key)
         fits = slot is not None and inputs.follows(slot.inputs)
+        before = None if slot is None else slot.inputs
         if slot is not None:
             slot.inputs = inputs
         run.inputs_changed |= not fits
         if run.decision is None and not self.stacks:
             self._decide(run, None)
         if run.decision is None and key[0] in self.stacks:
+            if before is not None and inputs.layout != before.layout:
+                run.branches[key[0], "", 0].begin()  # what it remembers has another shape
             output = self._decided_inside(run, key[0], original, args, kwargs)
         elif fits and run.decision is not None and not run.decision.compute:
             return slot.output

@@ -152,6 +152,8 @@ class Run:
     """What was decided, and about what, by the scheduler's identity."""
     record: CallRecord | None = None
     inputs_changed: bool = False
+    lines_broken: bool = False
+    """The step's guided output is made of other calls, or other inputs, than the ones before."""
     gradients: bool = False
     peak_bytes: int = 0
     finished: bool = False

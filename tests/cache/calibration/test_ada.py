@@ -38,5 +38,7 @@ def test_calibrated_codebook_is_bound_to_its_model(tmp_path, sampler):
 def test_calibration_files_that_are_none_are_rejected(tmp_path, transformer, text):
     path = tmp_path / "junk.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="is not an AdaCache calibration|a calibration of Ada"):
+    with pytest.raises(
+        ValueError, match="is not an AdaCache calibration|is not a calibration of Ada"
+    ):
         load_ada_codebook(transformer, str(path))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from xfuser_adacorr.model_executor.cache.stored_schedule import load_schedule
 
 from tests.benchmark.tiny import tiny_pipeline
 from xfuser_adacorr import CacheConfig, cache_summary, enable_cache
+from xfuser_adacorr.model_executor.cache.calibration.stored_schedule import load_schedule
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

@@ -28,7 +28,12 @@ from xfuser_adacorr.model_executor.cache.calibration.stored_schedule import (
 )
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import find_family
 from xfuser_adacorr.model_executor.cache.forecasts import DampedLine, LastValue, Line
-from xfuser_adacorr.model_executor.cache.methods.options import error_rule
+from xfuser_adacorr.model_executor.cache.methods.base import Warmup
+from xfuser_adacorr.model_executor.cache.methods.options import (
+    AUTO_TOLERANCE,
+    error_rule,
+    within_budget,
+)
 from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
 from xfuser_adacorr.model_executor.cache.schedulers import describe_sampler, read_places
 from xfuser_adacorr.model_executor.cache.schedulers import log_snrs as log_snrs_at
@@ -47,6 +52,7 @@ def computed_calls(summary: Any) -> list[bool]:
 
 __all__ = [
     "ADA_FILE",
+    "AUTO_TOLERANCE",
     "FAST_FILE",
     "RATES",
     "SCHEDULE_FILE",
@@ -62,6 +68,7 @@ __all__ = [
     "Steps",
     "StoredSchedule",
     "TeaRecorder",
+    "Warmup",
     "computed_calls",
     "describe_sampler",
     "error_rule",
@@ -78,4 +85,5 @@ __all__ = [
     "save_tea_polynomial",
     "search_schedule",
     "step_shares",
+    "within_budget",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration_runs import add_steps, final_latents, load, parse_arguments, settings_of
+from calibrate import final_latents, load, make_parser, read_arguments, settings_of
 from tqdm.auto import tqdm
 
 from benchmark.models.package import (
@@ -28,7 +28,6 @@ from xfuser_adacorr import disable_cache, enable_cache
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_steps(parser)
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--compute_fraction", type=float, help="share of the steps computed")
     budget.add_argument("--computed_steps", type=int, help="the same as a number of steps")
@@ -111,7 +110,11 @@ class Checkpoint:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, SCHEDULE_FILE, add_options)
+    parser = make_parser(__doc__, SCHEDULE_FILE)
+    add_options(parser)
+    arguments = read_arguments(parser)
+    if arguments.output.is_dir():
+        arguments.output = arguments.output / SCHEDULE_FILE
     budget, steps = budget_of(arguments), arguments.num_inference_steps
     pipe, entries = load(arguments.settings)
     settings = {

@@ -22,6 +22,7 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.generic import (
 )
 from xfuser_adacorr.model_executor.cache.sites.blocks import BlockRunner, StreamLayout
 
+
 @pytest.mark.parametrize(("name", "method"), product(MODELS, METHODS))
 def test_a_stack_method_runs_on_an_inferred_family(name, method, own_registry):
     assert problem(name, method) is None

@@ -5,17 +5,7 @@ from typing import Any
 from xfuser_adacorr.model_executor.cache import ranks
 from xfuser_adacorr.model_executor.cache.adacorrection.euler import NoRepair
 from xfuser_adacorr.model_executor.cache.adacorrection.rule import ErrorRule
-from xfuser_adacorr.model_executor.cache.calibration.ada import RATES, AdaRecorder, step_shares
-from xfuser_adacorr.model_executor.cache.calibration.files import (
-    ADA_FILE,
-    FAST_FILE,
-    TEA_FILE,
-    model_fingerprint,
-    save_ada_codebook,
-    save_fast_maps,
-    save_tea_polynomial,
-)
-from xfuser_adacorr.model_executor.cache.calibration.fitting import FastRecorder, TeaRecorder
+from xfuser_adacorr.model_executor.cache.calibration.files import model_fingerprint
 from xfuser_adacorr.model_executor.cache.calibration.search import (
     Steps,
     even_starts,
@@ -46,22 +36,15 @@ def computed_calls(summary: Any) -> list[bool]:
 
 
 __all__ = [
-    "ADA_FILE",
-    "FAST_FILE",
-    "RATES",
     "SCHEDULE_FILE",
-    "TEA_FILE",
     "VIDEO_FPS",
-    "AdaRecorder",
     "DampedLine",
     "ErrorRule",
-    "FastRecorder",
     "LastValue",
     "Line",
     "NoRepair",
     "Steps",
     "StoredSchedule",
-    "TeaRecorder",
     "computed_calls",
     "describe_sampler",
     "error_rule",
@@ -72,10 +55,6 @@ __all__ = [
     "model_fingerprint",
     "ranks",
     "read_places",
-    "save_ada_codebook",
-    "save_fast_maps",
     "save_schedule",
-    "save_tea_polynomial",
     "search_schedule",
-    "step_shares",
 ]

@@ -26,6 +26,7 @@ from benchmark.settings import NAMES, PIPELINES, ROOT
 RESULTS = ROOT / "benchmark" / "results"
 _MODEL = ("model_type", "model", "prompts", "judge", "num_inference_steps", "guidance_scale")
 _RUN = ("split", "num_prompts", "device", "threads", "output_dir", "resume")
+_TIMED = (*_RUN[1:], "repetitions", "warmup", "workers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,19 +181,7 @@ STUDIES = {
             name="pareto",
             question="Which method is best at equal compute, other projects' and fewer steps too?",
             module="benchmark.studies.pareto",
-            takes=(
-                *_MODEL,
-                "config",
-                "num_prompts",
-                "true_cfg_scale",
-                "repetitions",
-                "warmup",
-                "device",
-                "threads",
-                "workers",
-                "output_dir",
-                "resume",
-            ),
+            takes=(*_MODEL, "config", "true_cfg_scale", *_TIMED),
             options=ParetoOptions,
             width=190,
         ),
@@ -200,17 +189,7 @@ STUDIES = {
             name="cross_model",
             question="Do all methods work on all model families?",
             module="benchmark.studies.cross_model",
-            takes=(
-                "cache_methods",
-                "num_prompts",
-                "repetitions",
-                "warmup",
-                "device",
-                "threads",
-                "workers",
-                "output_dir",
-                "resume",
-            ),
+            takes=("cache_methods", *_TIMED),
             options=CrossModelOptions,
             output="cross_model",
             width=150,

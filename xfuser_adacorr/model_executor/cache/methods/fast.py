@@ -42,7 +42,7 @@ class Fast(StackOptions):
             )
 
     def stack_method(self, model, family) -> "PerBlockTest":
-        from xfuser_adacorr.model_executor.cache.calibration.files import load_fast_maps
+        from xfuser_adacorr.model_executor.cache.calibration.fast import load_fast_maps
 
         if self.static_tokens and family.select_tokens is None:
             raise ValueError(

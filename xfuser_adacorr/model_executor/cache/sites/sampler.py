@@ -208,6 +208,7 @@ class SamplerSite:
         """Account for the calls of the step that ends."""
         record = run.record or record_of(STEP_CONTEXT, step, Decision(computed, "first"))
         run.record, made = record, tuple(run.made)
+        record.step_index, record.sigma = step.index, step.sigma  # not known before a late start
         if computed and not record.refreshed:
             record.reason = "inputs"
         record.refreshed, record.calls = computed, len(made)

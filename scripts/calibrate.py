@@ -1,13 +1,14 @@
-"""Shared by the calibration scripts: a family's pipeline on development prompts."""
+"""Fit a method to a model of one of the benchmark's families, on development prompts.
+
+``calibrate.py METHOD``: Tea (the polynomial), Fast (linear maps), Ada (the codebook)."""
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,12 +22,12 @@ from benchmark.models.loading import (
     load_prompts,
     picture_shape,
 )
-from benchmark.models.package import find_family
 from benchmark.options import add_options as add_fields
 from benchmark.options import taken
-from benchmark.run.generate import make_picture
 from benchmark.settings import Settings
+from xfuser_adacorr import calibrate
 
+METHODS = ("Tea", "Fast", "Ada")
 TAKEN = (
     "model_type",
     "model",
@@ -38,36 +39,33 @@ TAKEN = (
     "num_frames",
 )
 DEFAULTS = {"split": "development", "num_prompts": 16}
+OWN = ("compute_fraction", "rates")
+"""Options of Ada's calibration."""
 
 
-def add_steps(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_inference_steps", type=int, default=50, help="sampling steps (50)")
-
-
-def parse_arguments(
-    description: str,
-    file_name: str,
-    add_options: Callable[[argparse.ArgumentParser], None] = add_steps,
-) -> argparse.Namespace:
-    """The command line; ``settings`` are those that the benchmark runs the family with."""
+def make_parser(description: str, default_output: str) -> argparse.ArgumentParser:
+    """The options of scripts that run a family's pipeline on development prompts."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Sizes, frames and guidance are the family's usual ones if they are not given.",
     )
     add_fields(parser, Settings, TAKEN, DEFAULTS)
-    parser.add_argument(
-        "--output", type=Path, help=f"default: {file_name} beside the transformer's weights"
-    )
-    add_options(parser)
+    add = parser.add_argument
+    add("--output", type=Path, help=f"default: {default_output} beside the transformer's weights")
+    add("--num_inference_steps", type=int, default=50, help="sampling steps (50)")
+    return parser
+
+
+def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; ``settings`` are those that the benchmark runs the family with."""
     arguments = parser.parse_args()
     try:
         given = taken({k: v for k, v in vars(arguments).items() if k in TAKEN}, Settings)
         arguments.settings = Settings(**{**DEFAULTS, **given, "output_dir": Path()})
     except BenchmarkError as error:
         parser.error(str(error))
-    model = Path(arguments.settings.model)
-    arguments.output = arguments.output or model / "transformer" / file_name
-    if not arguments.output.parent.is_dir():
+    arguments.output = arguments.output or Path(arguments.settings.model) / "transformer"
+    if not arguments.output.is_dir() and not arguments.output.parent.is_dir():
         parser.error(f"--output: there is no directory {arguments.output.parent}")
     return arguments
 
@@ -83,6 +81,11 @@ def load(settings: Settings) -> tuple[Any, list[dict[str, Any]]]:
     return pipe, entries
 
 
+def output_type(settings: Settings) -> str:
+    """Latents, or pictures where the pipeline gives none."""
+    return "latent" if FAMILIES[settings.model_type].gives_latents else "pt"
+
+
 def final_latents(
     pipe: Any, settings: Settings, entries: Sequence[dict[str, Any]], steps: int
 ) -> torch.Tensor:
@@ -92,21 +95,9 @@ def final_latents(
         **call_arguments(settings, pipe, texts),
         num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(entry["seed"]) for entry in entries],
-        output_type="latent" if FAMILIES[settings.model_type].gives_latents else "pt",
+        output_type=output_type(settings),
     )
     return output[0]
-
-
-def run_pipeline(arguments: argparse.Namespace, recorder: Any) -> Any:
-    """Sample the development prompts with ``recorder`` attached; returns the pipeline."""
-    settings = arguments.settings
-    pipe, entries = load(settings)
-    with recorder.attached(pipe.transformer, find_family(pipe.transformer)):
-        for entry in tqdm(entries, desc="full runs", unit="prompt"):
-            if hasattr(recorder, "begin"):
-                recorder.begin()
-            make_picture(pipe, settings, entry, arguments.num_inference_steps)
-    return pipe
 
 
 def settings_of(settings: Settings, pipe: Any, **further: Any) -> dict[str, Any]:
@@ -121,3 +112,39 @@ def settings_of(settings: Settings, pipe: Any, **further: Any) -> dict[str, Any]
         "guidance_scale": settings.guidance_scale,
     }
     return {name: value for name, value in content.items() if value is not None}
+
+
+def main() -> None:
+    parser = make_parser(__doc__, "the method's file")
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument(
+        "--compute_fraction",
+        type=float,
+        help="Ada: share of the calls to be computed, about; the first and last two come on top "
+        "(0.5)",
+    )
+    parser.add_argument("--rates", type=int, nargs="+", help="Ada: steps to the next (6 to 1)")
+    arguments = read_arguments(parser)
+    settings, given = arguments.settings, vars(arguments)
+    pipe, entries = load(settings)
+    prompts = [
+        {**call_arguments(settings, pipe, [entry_text(entry)]), "seed": entry["seed"]}
+        for entry in entries
+    ]
+    try:
+        path = calibrate(
+            pipe,
+            arguments.method,
+            prompts,
+            num_inference_steps=arguments.num_inference_steps,
+            output=arguments.output,
+            output_type=output_type(settings),
+            **{name: given[name] for name in OWN if given[name] is not None},
+        )
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from xfuser_adacorr.model_executor.cache.stored_schedule import load_schedule
 
 from tests.benchmark.tiny import tiny_pipeline
 from xfuser_adacorr import CacheConfig, cache_summary, enable_cache
+from xfuser_adacorr.model_executor.cache.calibration.stored_schedule import load_schedule
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
 def search(monkeypatch, tmp_path):
     """Runs ``search_schedule.py`` on a tiny pipeline; returns the file it wrote."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    for name in ("calibration_runs", "search_schedule"):
+    for name in ("calibrate", "search_schedule"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import search_schedule
 

@@ -180,9 +180,8 @@ class SamplerSite:
         lane.rule.after_call(call, decision.turned(computed, decision.why))
         lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:
-            result = reuse(lane, call, original, arguments, _output_name(arguments))
-            run.account_memory()
-            return result
+            return reuse(lane, call, original, arguments, _output_name(arguments))
+        run.account_memory()  # with what the skipped steps left
         if decision.why == "inputs":  # the line from before holds no more
             lane.forecast = self.method.make_forecast(self.scope)
         call.latents = scaled(arguments["sample"], step.scale)

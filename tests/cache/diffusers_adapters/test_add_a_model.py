@@ -14,7 +14,9 @@ from xfuser_adacorr.model_executor.cache.api import site_of
 from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as families
 
 PAGE = Path(__file__).parents[3] / "docs" / "add_a_model.md"
-DESCRIBE, CHECK = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+_, DESCRIBE, CHECK = re.findall(
+    r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
+)
 STEPS = 8
 
 

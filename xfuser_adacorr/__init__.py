@@ -29,6 +29,7 @@ _HOMES = {
     f"{_CACHE}.methods.auto": ("Auto",),
     f"{_CACHE}.methods.fast": ("Fast",),
     f"{_CACHE}.methods.fb": ("Fb",),
+    f"{_CACHE}.methods.learned": ("Learned",),
     f"{_CACHE}.methods.options": ("AdaCorrection", "Literal", "Method"),
     f"{_CACHE}.methods.replay": ("Replay",),
     f"{_CACHE}.methods.schedule": ("Schedule",),

@@ -89,7 +89,7 @@ def enable_cache(
     for name, model in models.items():
         _check_free(name, model)
     main = next(iter(models.values()))
-    method = method.bound_to(main)
+    method = method.bound_to(main).bound_to_pipeline(x, models)
     decision_scope = _scope_for(main, scope, check_ranks)
     stage = find_stage(main)
     check_method(method, decision_scope, stage)

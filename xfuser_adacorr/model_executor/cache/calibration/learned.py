@@ -1,0 +1,304 @@
+"""`calibrate_learned`: find and fit the schedules of a pipeline's plan."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xfuser_adacorr.model_executor.cache.methods.options import check_count, check_number
+from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
+
+from .learned_fit import RIDGE, ScheduleFit
+from .learned_runs import ClosedLoop
+from .plan_file import (
+    PLAN_FILE,
+    Course,
+    Plan,
+    PlanFile,
+    course_from,
+    fingerprints,
+    package_versions,
+    write_whole,
+)
+from .search import Steps, near_moves, search_schedule
+
+BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+SEARCH_EVALUATIONS = 60
+AUTO_CALLS = 4
+"""Calls whose steps under `Auto` are averaged to begin a search from."""
+SEVERAL = ("num_images_per_prompt", "num_videos_per_prompt")
+
+
+def calibrate_learned(
+    pipe: Any,
+    prompts: Sequence[str | Mapping[str, Any]],
+    *,
+    num_inference_steps: int,
+    budgets: Sequence[float] = BUDGETS,
+    search_evaluations: int = SEARCH_EVALUATIONS,
+    seed: int = 0,
+    output: str | Path | None = None,
+    held_out: int | None = None,
+    batch_size: int = 1,
+    denoisers: Sequence[str] | None = None,
+    name: str | None = None,
+    memory_limit_gib: float = 8.0,
+    progress: bool = True,
+    **call: Any,
+) -> PlanFile:
+    """Fit learned correction for a pipeline's runs of ``num_inference_steps``, and store the plan.
+
+    Every prompt is sampled once in full; then for each budget schedules are searched, each fitted
+    in closed form along the trajectories that it leads to, which costs its computed steps a prompt.
+    Interrupted, the same call goes on after the last budget that was done.
+
+    Args:
+        pipe: a pipeline whose loop calls ``scheduler.step``, without a cache.
+        prompts: texts, or arguments of one call each (``{"class_labels": [3]}``), which may have a
+            ``"seed"``; eight or more of what the pipeline is used for.
+        num_inference_steps: as the pipeline is to be called.
+        budgets: shares of the steps to be computed, each in (0, 1).
+        search_evaluations: schedules to try for each budget; 1: the best start as it is.
+        seed: of the noise (plus the prompt's place) and of the search.
+        output: the plan file; None: ``plan.json`` in the pipeline's directory. Plans for other
+            steps that it has stay in it.
+        held_out: prompts, from the end of the list, that are not fitted on; the PSNR is stated
+            for them. None: a quarter. 0: it is stated for those that were fitted on.
+        batch_size: prompts a call, where the pipeline takes lists.
+        denoisers: as in `enable_cache`.
+        name: of the plan; None: made from the sampler and its steps.
+        memory_limit_gib: beyond it the uncached trajectories are kept in temporary files.
+        progress: whether bars are shown.
+        call: further arguments of the pipeline (``guidance_scale``, ``height``, ...).
+
+    Returns the plans as stored. Raises `ValueError` for pipelines and samplers that no plan can be
+    fitted on (noise drawn in steps, several calls a step), runs that are not finite, and a plan
+    file or checkpoint of another model or another calibration.
+    """
+    from xfuser_adacorr.model_executor.cache.api import denoisers_of, is_cache_enabled
+
+    check_count("num_inference_steps", num_inference_steps, least=2)
+    check_count("search_evaluations", search_evaluations, least=1)
+    check_count("batch_size", batch_size, least=1)
+    check_count("held_out", held_out, least=0, optional=True)
+    for budget in budgets:
+        check_number("budgets", budget, above=0, most=1)
+    if is_cache_enabled(pipe):
+        raise ValueError("a cache is enabled on the pipeline; call disable_cache first")
+    models = denoisers_of(pipe, denoisers)
+    path = _output_path(pipe, output)
+    held_out = len(prompts) // 4 if held_out is None else held_out
+    if held_out >= len(prompts):
+        raise ValueError(f"held_out must leave prompts to fit on, got {held_out} of {len(prompts)}")
+    call = {"num_inference_steps": num_inference_steps, **_output_type(pipe, call), **call}
+    calls = batched_calls(prompts, batch_size, seed, call)
+    before = PlanFile(fingerprints=fingerprints(models), plans=(), path=str(path))
+    if path.is_file():
+        before = PlanFile.load(path)
+        before.check_models(models)
+
+    loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30)
+    with tqdm(total=len(calls), desc="uncached runs", disable=not progress) as bar:
+        loop.record(lambda index: bar.update())
+    loop.hold_out(held_out)
+    settings = {
+        "prompts": len(prompts),
+        "held_out": held_out,
+        "prompts_digest": _digest(calls),
+        "seed": seed,
+        "search_evaluations": search_evaluations,
+        "batch_size": batch_size,
+        "ridge": RIDGE,
+    }
+    checkpoint = Checkpoint(path, {**settings, "fingerprints": before.fingerprints})
+    steps = len(loop.places.steps)
+    counts = sorted({min(max(math.floor(b * steps + 0.5), 1), steps - 1) for b in budgets})
+    for count in counts:
+        if count not in checkpoint.courses:
+            with tqdm(
+                total=search_evaluations, desc=f"{count} of {steps} steps", disable=not progress
+            ) as bar:
+                course = find_course(loop, count, search_evaluations, seed, bar)
+            checkpoint.note(count, course)
+    plan = Plan(
+        name=name or f"{loop.places.sampler['class']}-{steps}",
+        sampler=loop.places.sampler,
+        times=tuple(loop.times),
+        guidance_scale=loop.guidance_scale,
+        courses=tuple(checkpoint.courses[count] for count in counts),
+        settings={**settings, "versions": package_versions()},
+    )
+    file = before.with_plan(plan)
+    file.save(path)
+    checkpoint.remove()
+    return file
+
+
+def find_course(loop: ClosedLoop, count: int, evaluations: int, seed: int, bar: Any) -> Course:
+    """The best schedule of ``count`` steps that a search finds, fitted, and its PSNR."""
+    best: list[tuple[float, ScheduleFit, float]] = []
+    """(score, fit, score of the prompts held out) of the best schedule so far."""
+    checked: dict[Steps, float] = {}
+
+    def score(steps: Steps) -> float:
+        fit, final, _ = loop.follow(steps, best[0][1] if best else None)
+        found = loop.psnr_db(final)
+        value = float(found[loop.fitted].median())
+        held = found[~loop.fitted]
+        checked[steps] = float(held.median()) if len(held) else value
+        if not best or value > best[0][0]:
+            best[:] = [(value, fit, checked[steps])]
+        bar.update()
+        bar.set_postfix_str(f"{best[0][0]:.1f} dB")
+        return value
+
+    starts = starting_schedules(loop, count)
+    found = search_schedule(
+        score,
+        starts,
+        len(loop.places.steps),
+        seed=seed,
+        max_evaluations=evaluations,
+        neighbours=near_moves,
+    )
+    # A search may suit its own prompts alone: the prompts held out decide between it and its start.
+    start = max((s for s in starts if s in checked), key=lambda s: checked[s])
+    steps = max((found.steps, start), key=lambda s: checked[s])
+    fit, _, outputs = loop.follow(steps, to_the_end=True)
+    pictures = loop.picture_psnr_db(outputs)
+    seen = [len(call["seeds"]) for call in loop.runs.calls]
+    measured = _held_out(pictures, loop, seen)
+    return Course(
+        steps=steps,
+        coefficients=tuple(tuple(row) for row in fit.coefficients),
+        psnr_db=float(measured.mean()),
+        psnr_spread_db=float(measured.std()) if len(measured) > 1 else None,
+        measured_on=len(measured),
+    )
+
+
+def _held_out(pictures: Tensor, loop: ClosedLoop, counts: Sequence[int]) -> Tensor:
+    """Those of the pictures that no fit has seen; all of them where there are none."""
+    if len(pictures) != sum(counts):
+        return pictures
+    flags, row = [], 0
+    for count, rows in zip(counts, loop.rows, strict=True):
+        flags += loop.fitted[row : row + count].tolist()
+        row += rows
+    unseen = pictures[~torch.tensor(flags)]
+    return unseen if len(unseen) else pictures
+
+
+def starting_schedules(loop: ClosedLoop, count: int) -> list[Steps]:
+    """Evenly spaced with the last step and without it, and what `Auto` computes."""
+    steps = range(len(loop.places.steps))
+    starts = [evenly_spaced(steps, count)]
+    if count < len(steps):
+        starts.append(evenly_spaced(steps, count + 1)[:-1])
+    if count > 1:
+        auto = loop.auto_steps(count, min(AUTO_CALLS, len(loop.rows)))
+        if len(auto) == count:
+            starts.append(auto)
+    return list(dict.fromkeys(starts))
+
+
+# -- what is asked of the pipeline ---------------------------------------------------------------
+
+
+def batched_calls(
+    prompts: Sequence[str | Mapping[str, Any]], batch_size: int, seed: int, call: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Arguments of each call: ``batch_size`` prompts together, and the ``seeds`` of their noise."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of texts or of arguments, got {prompts!r}")
+    several = [name for name in SEVERAL if call.get(name) not in (None, 1)]
+    if several or "generator" in call:
+        raise ValueError(
+            f"{(several or ['generator'])[0]}: every prompt is sampled once, from its own seed"
+        )
+    entries = [{"prompt": each} if isinstance(each, str) else dict(each) for each in prompts]
+    seeds = [int(entry.pop("seed", seed + place)) for place, entry in enumerate(entries)]
+    return [
+        {
+            **_merged(entries[start : start + batch_size]),
+            **call,
+            "seeds": seeds[start : start + batch_size],
+        }
+        for start in range(0, len(entries), batch_size)
+    ]
+
+
+def _merged(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Arguments of one call for several prompts: texts become lists, lists longer ones."""
+    if len(entries) == 1:
+        return dict(entries[0])
+    merged = {}
+    for key in entries[0]:
+        values = [entry.get(key) for entry in entries]
+        if all(isinstance(value, Tensor) for value in values):
+            merged[key] = torch.cat(values)
+        elif all(isinstance(value, list) for value in values):
+            merged[key] = [item for value in values for item in value]
+        else:
+            merged[key] = values
+    return merged
+
+
+def _output_type(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    takes = "output_type" in signature(type(pipe).__call__).parameters
+    return {"output_type": "np"} if takes and "output_type" not in call else {}
+
+
+def _output_path(pipe: Any, output: str | Path | None) -> Path:
+    if output is not None:
+        return Path(output)
+    directory = getattr(pipe, "name_or_path", None)
+    if not directory or not Path(directory).is_dir():
+        raise ValueError(
+            "output must be given: the pipeline was not loaded from a directory, beside whose "
+            f"model {PLAN_FILE} could lie"
+        )
+    return Path(directory) / PLAN_FILE
+
+
+def _digest(calls: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(repr(list(calls)).encode()).hexdigest()[:16]
+
+
+class Checkpoint:
+    """The budgets done so far, beside the plan file, until it is written."""
+
+    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
+        self.path = output.with_name(output.name + ".checkpoint")
+        self.settings = json.loads(json.dumps(dict(settings)))
+        self.courses: dict[int, Course] = {}
+        if not self.path.is_file():
+            return
+        content = json.loads(self.path.read_text())
+        if content["settings"] != self.settings:
+            other = sorted(
+                key
+                for key in self.settings | content["settings"]
+                if self.settings.get(key) != content["settings"].get(key)
+            )
+            raise ValueError(
+                f"checkpoint: {self.path} is of another calibration ({', '.join(other)} differ); "
+                "finish that one, or remove the file"
+            )
+        self.courses = {int(count): course_from(c) for count, c in content["courses"].items()}
+
+    def note(self, count: int, course: Course) -> None:
+        self.courses[count] = course
+        courses = {str(count): asdict(each) for count, each in self.courses.items()}
+        write_whole(self.path, json.dumps({"settings": self.settings, "courses": courses}))
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

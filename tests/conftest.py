@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.tiny import FluxSampler, make_tiny_flux
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import registry
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family
+
+HOST_READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +22,8 @@ def no_grad():
 @pytest.fixture
 def own_registry(monkeypatch):
     """Families registered in the test are forgotten after it."""
-    known = dict(registry._families())
-    monkeypatch.setattr(registry, "_FAMILIES", known)
-    return registry
+    monkeypatch.setattr(family, "_FAMILIES", dict(family._families()))
+    return family
 
 
 @pytest.fixture
@@ -33,3 +34,20 @@ def transformer():
 @pytest.fixture
 def sampler(transformer):
     return FluxSampler(transformer)
+
+
+@pytest.fixture
+def host_reads(monkeypatch):
+    """Names of all tensor methods called that make the host wait for the device."""
+    reads = []
+
+    def counted(name, original):
+        def read(tensor, *args, **kwargs):
+            reads.append(name)
+            return original(tensor, *args, **kwargs)
+
+        return read
+
+    for name in HOST_READS:
+        monkeypatch.setattr(torch.Tensor, name, counted(name, getattr(torch.Tensor, name)))
+    return reads

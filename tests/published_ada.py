@@ -11,15 +11,11 @@ EVERY_STEP = {1.0: 1}
 
 
 class PublishedRule:
-    """The schedule and the metric of AdaCache in float64; steps are counted from 1.
+    """The schedule and the metric of AdaCache in float64; steps are counted from 1."""
 
-    ``mean_motion`` is for the relative MoReg, which is not the published one.
-    """
-
-    def __init__(self, codebook, steps=STEPS, *, frames=None, divisor=1.0, mean_motion=None):
+    def __init__(self, codebook, steps=STEPS, *, frames=None, divisor=1.0):
         self.codebook, self.steps = codebook, steps
         self.frames, self.divisor = frames, divisor
-        self.mean_motion, self.motions = mean_motion, []
         self.step = self.previous = 0
         self.rate, self.motion, self.residual = 1, 1.0, None
         self.computed, self.changes = [], []
@@ -61,27 +57,11 @@ class PublishedRule:
         self.motion = motion
         return motion + abs(gradient)
 
-    def note_clip(self, clip):
-        """The clip that a computed step predicts, after its `measure`."""
-        if not (self.active and self.changes):
-            return
-        later, earlier = clip.double()[:, :, 1:], clip.double()[:, :, :-1]
-        both = later.square().sum() + earlier.square().sum()
-        motion = float(((later - earlier).square().sum() / both).sqrt())
-        place = self.step / self.steps
-        self.motions.append((place, motion))
-        if self._within():
-            self._decide(self.changes.pop() * motion / self.mean_motion(place))
-
 
 def quantile_codebook(changes, rates):
     """Thresholds that split what an uncached run measures evenly among the rates."""
     shares = np.arange(1, len(rates)) / len(rates)
     return dict(zip([*np.quantile(changes, shares).tolist(), 1e9], rates, strict=True))
-
-
-def refreshed(summary):
-    return [call.refreshed for call in summary.trace.calls]
 
 
 def assert_varied(computed):

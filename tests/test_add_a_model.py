@@ -10,7 +10,7 @@ from diffusers import CogVideoXTransformer3DModel
 
 from tests.tiny_families import NAMES, TEXT, FamilySampler, TinyFamily, cached, loose, never, texts
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import registry
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 from xfuser_adacorr.model_executor.cache.engine import engine_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "add_a_model.md"

@@ -26,7 +26,7 @@ from xfuser_adacorr import (
     reset_cache,
 )
 from xfuser_adacorr.model_executor.cache.blocks import block_stack
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import registry
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 from xfuser_adacorr.model_executor.cache.engine import engine_of
 
 STEPS = 5

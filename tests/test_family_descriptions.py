@@ -14,7 +14,7 @@ from xfuser_adacorr import (
     enable_cache,
     load_family_config,
 )
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import registry
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.opensora import OPENSORA
 from xfuser_adacorr.model_executor.cache.engine import engine_of
 

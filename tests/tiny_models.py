@@ -437,6 +437,156 @@ tiny(
     full_noise=1.0,
     others=lambda: text(1, 6, 16),
 )
+tiny(
+    "BriaFibo2Transformer2DModel",
+    (1, 4, 8, 8),
+    {
+        "in_channels": 4,
+        "dim": 32,
+        "n_layers": 3,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "cap_feat_dim": 16,
+        "injection_layer_ids": (1,),
+        "perceiver_num_layers": 1,
+        "min_num_gist_tokens": 2,
+        "max_num_gist_tokens": 4,
+        "gist_step": 2,
+        "gist_min_text_len": 2,
+        "gist_max_text_len": 8,
+        "axes_dims": (8, 4, 4),
+        "axes_lens": (32, 16, 16),
+    },
+    full_noise=1.0,
+    others=lambda: text(1, 2, 6, 16),
+)
+tiny(
+    "ErnieImageTransformer2DModel",
+    (1, 4, 4, 4),
+    {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_layers": 3,
+        "ffn_hidden_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_in_dim": 16,
+        "rope_axes_dim": (4, 6, 6),
+    },
+    others=lambda: {"text_bth": seeded(3, 1, 6, 16), "text_lens": torch.tensor([6])},
+)
+tiny(
+    "Ideogram4Transformer2DModel",
+    (1, 22, 4),
+    {
+        "in_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "adaln_dim": 16,
+        "llm_features_dim": 16,
+        "mrope_section": (4, 2, 2),
+    },
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 22, 16),
+        "position_ids": torch.arange(22)[None, :, None].expand(1, 22, 3),
+        "segment_ids": torch.ones(1, 22, dtype=torch.long),
+        "indicator": torch.tensor([[3] * 6 + [2] * 16]),
+    },
+)
+JOY = {
+    "in_channels": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "text_dim": 16,
+    "num_layers": 3,
+    "rope_dim_list": [4, 6, 6],
+}
+tiny("JoyImageEditTransformer3DModel", (1, 4, 1, 8, 8), JOY, others=lambda: text(1, 6, 16))
+tiny(
+    "JoyImageEditPlusTransformer3DModel",
+    (1, 16, 4, 1, 2, 2),
+    JOY,
+    others=lambda: {**text(1, 6, 16), "shape_list": [[(1, 4, 4)]]},
+)
+tiny(
+    "Krea2Transformer2DModel",
+    TOKENS,
+    {
+        "in_channels": 8,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "timestep_embed_dim": 16,
+        "text_hidden_dim": 16,
+        "num_text_layers": 2,
+        "text_num_attention_heads": 1,
+        "text_num_key_value_heads": 1,
+        "text_intermediate_size": 16,
+        "num_layerwise_text_blocks": 1,
+        "num_refiner_text_blocks": 1,
+        "axes_dims_rope": (4, 6, 6),
+    },
+    full_noise=1.0,
+    others=lambda: {**text(1, 6, 2, 16), "position_ids": torch.cat([torch.zeros(6, 3), ids(16)])},
+)
+tiny(
+    "NucleusMoEImageTransformer2DModel",
+    TOKENS,
+    {
+        "in_channels": 8,
+        "out_channels": 2,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "axes_dims_rope": (4, 6, 6),
+        "moe_enabled": False,
+        "capacity_factors": [8.0] * 3,
+    },
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 6, 16),
+        "encoder_hidden_states_mask": torch.ones(1, 6, dtype=torch.bool),
+        "img_shapes": [(1, 4, 4)],
+    },
+)
+tiny(
+    "QwenImage21Transformer2DModel",
+    TOKENS,
+    {
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "context_in_dim": 16,
+        "axes_dims_rope": (4, 6, 6),
+    },
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 6, 16),
+        "img_shapes": [[(1, 4, 4)]],
+        "img_mask": torch.tensor([[False] * 6 + [True] * 4]),
+    },
+)
+tiny(
+    "PriorTransformer",
+    (1, 16),
+    {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 3,
+        "embedding_dim": 16,
+        "num_embeddings": 6,
+        "additional_embeddings": 4,
+    },
+    others=lambda: {"proj_embedding": pooled(), **text(1, 6, 16)},
+)
 
 # -- video and audio ------------------------------------------------------------------------------
 
@@ -509,14 +659,26 @@ tiny(
 )
 tiny(
     "HunyuanVideoFramepackTransformer3DModel",
-    (1, 4, 2, 4, 4),
-    {**HUNYUAN, "has_image_proj": True, "image_proj_dim": 8},
+    (1, 4, 2, 8, 8),
+    {
+        **HUNYUAN,
+        "patch_size": 2,
+        "has_image_proj": True,
+        "image_proj_dim": 8,
+        "has_clean_x_embedder": True,
+    },
     others=lambda: {
         **masked_text(),
         "pooled_projections": pooled(),
         "guidance": torch.ones(1),
         "image_embeds": seeded(6, 1, 3, 8),
         "indices_latents": torch.arange(2),
+        "latents_clean": seeded(7, 1, 4, 1, 8, 8),
+        "indices_latents_clean": torch.arange(1),
+        "latents_history_2x": seeded(8, 1, 4, 2, 8, 8),
+        "indices_latents_history_2x": torch.arange(2),
+        "latents_history_4x": seeded(9, 1, 4, 4, 8, 8),
+        "indices_latents_history_4x": torch.arange(4),
     },
 )
 HUNYUAN15 = {
@@ -727,3 +889,273 @@ tiny(
         "rotary_embedding": (torch.ones(9, 2), torch.zeros(9, 2)),
     },
 )
+tiny(
+    "AnyFlowTransformer3DModel",
+    (1, 3, 4, 8, 8),
+    {k: v for k, v in WAN.items()},
+    others=lambda: text(1, 6, 16),
+    along=lambda x, level: {
+        "timestep": torch.full((1, 3), 1000.0 * level),
+        "r_timestep": torch.full((1, 3), 1000.0 * level - 100),
+    },
+)
+tiny(
+    "HeliosTransformer3DModel",
+    (1, 4, 2, 8, 8),
+    {
+        **{k: v for k, v in WAN.items() if k != "rope_max_seq_len"},
+        "rope_dim": (4, 4, 4),
+        "has_multi_term_memory_patch": False,
+        "zero_history_timestep": False,
+        "guidance_cross_attn": False,
+    },
+    others=lambda: text(1, 6, 16),
+)
+tiny(
+    "WanAnimateTransformer3DModel",
+    (1, 12, 3, 16, 16),
+    {
+        **WAN,
+        "in_channels": 12,
+        "latent_channels": 4,
+        "image_dim": 4,
+        "motion_encoder_channel_sizes": {"4": 16, "8": 16, "16": 16},
+        "motion_encoder_size": 16,
+        "motion_style_dim": 8,
+        "motion_dim": 4,
+        "motion_encoder_dim": 16,
+        "face_encoder_hidden_dim": 16,
+        "face_encoder_num_heads": 2,
+        "inject_face_latents_blocks": 2,
+    },
+    others=lambda: {
+        **text(1, 6, 16),
+        "encoder_hidden_states_image": seeded(5, 1, 4, 4),
+        "pose_hidden_states": seeded(6, 1, 4, 2, 16, 16),
+        "face_pixel_values": seeded(7, 1, 3, 5, 16, 16),
+    },
+)
+tiny(
+    "MotifVideoTransformer3DModel",
+    (1, 4, 2, 4, 4),
+    {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 10,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "patch_size": 1,
+        "text_embed_dim": 16,
+        "rope_axes_dim": (2, 4, 4),
+    },
+    others=masked_text,
+)
+tiny(
+    "SanaVideoTransformer3DModel",
+    (1, 4, 2, 8, 8),
+    {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 12,
+        "cross_attention_dim": 24,
+        "caption_channels": 16,
+        "rope_max_seq_len": 32,
+    },
+    others=lambda: text(1, 6, 16),
+)
+KANDINSKY6 = {
+    "in_visual_dim": 4,
+    "out_visual_dim": 4,
+    "in_text_dim": 16,
+    "in_text_dim2": 16,
+    "time_dim": 16,
+    "model_dim": 32,
+    "ff_dim": 32,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 3,
+    "axes_dims": (4, 6, 6),
+    "visual_cond": False,
+    "in_audio_dim": 4,
+    "out_audio_dim": 4,
+}
+tiny(
+    "Kandinsky6Transformer3DModel",
+    (1, 2, 8, 8, 4),
+    KANDINSKY6,
+    others=lambda: {**text(1, 6, 16), "pooled_projections": pooled()},
+    along=lambda x, level: {"audio_hidden_states": level * seeded(6, 1, 5, 4)},
+)
+tiny(
+    "Kandinsky6SRTransformer3DModel",
+    (1, 1, 16, 16, 9),
+    {
+        "in_visual_dim": 4,
+        "out_visual_dim": 4,
+        "time_dim": 16,
+        "model_dim": 32,
+        "ff_dim": 32,
+        "num_visual_blocks": 3,
+        "axes_dims": (4, 6, 6),
+    },
+)
+tiny(
+    "MiniMaxH3Transformer3DModel",
+    (1, 16, 16),
+    {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "hidden_size": 32,
+        "num_layers": 3,
+        "num_refiner_layers": 1,
+        "ffn_dim": 32,
+        "in_channels": 4,
+        "audio_in_channels": 4,
+        "text_dim": 16,
+        "freq_dim": 16,
+        "time_embed_hidden_dim": 16,
+        "time_embed_dim": 16,
+        "rope_freq_dim": 2,
+    },
+    others=lambda: {
+        **text(1, 6, 16),
+        "timestep_indices": torch.zeros(26, dtype=torch.long),
+        "token_tags": torch.tensor([0] * 6 + [1] * 16 + [2] * 4),
+        "position_ids": torch.arange(26)[:, None].expand(26, 3),
+        "text_indices": torch.arange(6),
+        "video_indices": torch.arange(6, 22),
+        "audio_indices": torch.arange(22, 26),
+    },
+    along=lambda x, level: {"audio_hidden_states": level * seeded(6, 1, 4, 4)},
+)
+tiny(
+    "AceStepTransformer1DModel",
+    (1, 8, 4),
+    {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "in_channels": 12,
+        "audio_acoustic_hidden_dim": 4,
+        "encoder_hidden_size": 16,
+    },
+    full_noise=1.0,
+    others=lambda: {**text(1, 6, 16), "context_latents": seeded(5, 1, 8, 8)},
+    along=lambda x, level: {"timestep_r": torch.full((1,), level)},
+)
+tiny(
+    "MiniMaxMusic3Transformer1DModel",
+    (1, 4, 8),
+    {
+        "in_channels": 4,
+        "condition_dim": 16,
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "ff_inner_dim": 32,
+        "rotary_dim": 4,
+        "fourier_embedding_dim": 16,
+    },
+    full_noise=1.0,
+    others=lambda: text(1, 8, 16),
+)
+tiny(
+    "StableAudio3DiTModel",
+    (1, 4, 8),
+    {
+        "io_channels": 4,
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 2,
+        "cond_token_dim": 16,
+        "global_cond_dim": 8,
+        "local_add_cond_dim": 5,
+        "timestep_features_dim": 16,
+        "num_memory_tokens": 4,
+    },
+    full_noise=1.0,
+    others=lambda: {**text(1, 6, 16), "global_hidden_states": seeded(4, 1, 8)},
+)
+tiny(
+    "LongCatAudioDiTTransformer",
+    (1, 8, 4),
+    {"dit_dim": 32, "dit_depth": 3, "dit_heads": 2, "dit_text_dim": 16, "latent_dim": 4},
+    full_noise=1.0,
+    others=lambda: {
+        **text(1, 6, 16),
+        "encoder_attention_mask": torch.ones(1, 6, dtype=torch.bool),
+        "attention_mask": torch.ones(1, 8, dtype=torch.bool),
+        "latent_cond": seeded(5, 1, 8, 4),
+    },
+)
+tiny(
+    "SanaWMLTX2RefinerTransformer3DModel",
+    (1, 32, 4),
+    LTX2,
+    others=lambda: {
+        **text(1, 6, 16),
+        "video_rotary_emb": (torch.ones(1, 32, 16), torch.zeros(1, 32, 16)),
+    },
+)
+tiny(
+    "SanaWMTransformer3DModel",
+    (1, 4, 3, 4, 4),
+    {
+        "in_channels": 4,
+        "num_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "softmax_every_n": 2,
+        "linear_head_dim": 16,
+        "use_chunk_plucker_post_attn": False,
+        "caption_channels": 16,
+        "image_size": 32,
+        "mlp_ratio": 2.0,
+        "mixed_precision": "no",
+        "fp32_attention": False,
+    },
+    others=lambda: {**text(1, 1, 6, 16), "encoder_attention_mask": torch.ones(1, 6)},
+    along=lambda x, level: {"timestep": torch.full((1, 1, 3), 1000.0 * level)},
+)
+tiny(
+    "AnyFlowFARTransformer3DModel",
+    (1, 3, 4, 8, 8),
+    {**WAN, "chunk_partition": (1, 2)},
+    others=lambda: {**text(1, 6, 16), "chunk_partition": [1, 2]},
+    along=lambda x, level: {
+        "timestep": torch.full((1, 3), 1000.0 * level),
+        "r_timestep": torch.full((1, 3), 1000.0 * level - 100),
+    },
+)
+
+# -- what tells too little ------------------------------------------------------------------------
+
+UNTOLD: dict[str, Mapping[str, Any]] = {
+    "Cosmos3OmniTransformer": {
+        "head_dim": 16,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "patch_latent_dim": 16,
+        "latent_channel": 4,
+        "vocab_size": 50,
+        "rope_axes_dim": (4, 2, 2),
+    },
+    "RFD4ProteinaTransformer": {
+        "nlayers": 2,
+        "token_dim": 32,
+        "nheads": 2,
+        "dim_cond": 16,
+        "pair_repr_dim": 16,
+    },
+}
+"""Options of models of which no family can be inferred, by class name."""

@@ -126,7 +126,17 @@ def from_flat(options: Mapping[str, Any]) -> Method:
     if enabled and method is not Auto:
         own["correction"] = _correction(mode, method, options)
     _refuse(options, label + (CORRECTED_SUFFIX if "correction" in own else ""))
-    return method(**own)
+    return _made(method, own, names)
+
+
+def _made(kind: type, own: Mapping[str, Any], names: Mapping[str, str]) -> Any:
+    """``kind(**own)``; its errors name the flat keyword (``names``: keyword -> field)."""
+    try:
+        return kind(**own)
+    except (TypeError, ValueError) as error:
+        field, _, rest = str(error).partition(" ")
+        keyword = next((flat for flat, name in names.items() if name == field), field)
+        raise type(error)(f"{keyword} {rest}") from error
 
 
 def _schedule_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +161,7 @@ def _correction(mode: str, method: type[Method], options: dict[str, Any]) -> Any
     names = {flat: name for name, flat in CORRECTION_NAMES.items()}
     accepted = {f.name for f in fields(kind)}
     taken = [flat for flat in options if names.get(flat) in accepted]
-    return kind(**{names[flat]: options.pop(flat) for flat in taken})
+    return _made(kind, {names[flat]: options.pop(flat) for flat in taken}, names)
 
 
 def _refuse(left: Mapping[str, Any], name: str) -> None:

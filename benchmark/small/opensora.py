@@ -31,7 +31,7 @@ from xfuser_adacorr.models import (
     RectifiedFlowScheduler,
     STDiT3Transformer3DModel,
 )
-from xfuser_adacorr.models.stdit3 import VIDEO_FPS
+from xfuser_adacorr.models.opensora.transformer import VIDEO_FPS
 
 TEXT_TOKENS = 16
 SIZE = 64

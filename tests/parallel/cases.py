@@ -77,7 +77,6 @@ CASES = [
     # 25 image tokens on 2 ranks; the reference pads as xfuser does.
     case("flux1", TEA, ULYSSES, grid=5),
     case("flux1", AUTO, ULYSSES, grid=5),
-    case("flux1", AUTO | {"per_sample": True}, ULYSSES, batch=2),
     # Branches of a guided batch on different ranks.
     *(case("flux1", method, CFG, batch=2) for method in (FB, AUTO, TEA | CORRECTED)),
     *(case("branches", method, CFG) for method in (TEA, AUTO, TEA | CORRECTED)),

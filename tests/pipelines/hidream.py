@@ -1,15 +1,11 @@
-"""HiDream and HunyuanDiT: mixtures of experts, skips between blocks, guided in one batch."""
+"""HiDream: mixtures of experts, guided in one batch."""
 
 from typing import Any
 
-import torch
 from diffusers import (
-    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
-    HunyuanDiT2DModel,
-    HunyuanDiTPipeline,
 )
 
 from tests.pipelines.case import Case
@@ -18,7 +14,7 @@ from tests.pipelines.stand_ins import TEXT, WIDTH, autoencoder, drawn, quiet, ti
 LLAMA_LAYERS = 2
 
 
-def build_hidream():
+def build():
     names = (f"{part}{i}" for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3", "_4"))
     pipe = HiDreamImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -43,7 +39,7 @@ def build_hidream():
     return quiet(pipe)
 
 
-def hidream(larger: bool) -> dict[str, Any]:
+def text(larger: bool) -> dict[str, Any]:
     return {
         "prompt_embeds_t5": drawn(1, 1, TEXT, WIDTH),
         "prompt_embeds_llama3": drawn(2, LLAMA_LAYERS, 1, TEXT, WIDTH),
@@ -58,57 +54,6 @@ def hidream(larger: bool) -> dict[str, Any]:
     }
 
 
-def build_hunyuandit():
-    return quiet(
-        HunyuanDiTPipeline(
-            vae=None,
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-            transformer=tiny(
-                HunyuanDiT2DModel,
-                num_attention_heads=2,
-                attention_head_dim=8,
-                in_channels=4,
-                patch_size=2,
-                sample_size=8,
-                hidden_size=16,
-                num_layers=4,
-                mlp_ratio=2.0,
-                cross_attention_dim=WIDTH,
-                cross_attention_dim_t5=WIDTH,
-                pooled_projection_dim=WIDTH,
-                text_len=TEXT,
-                text_len_t5=TEXT,
-            ),
-            scheduler=DDIMScheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    )
-
-
-def hunyuandit(larger: bool) -> dict[str, Any]:
-    mask = torch.ones(1, TEXT)
-    arguments = {
-        "guidance_scale": 3.0,
-        "use_resolution_binning": False,
-        "height": 64,
-        "width": 96 if larger else 64,
-    }
-    for seed, number in enumerate(("", "_2"), start=1):
-        arguments |= {
-            f"prompt_embeds{number}": drawn(seed, 1, TEXT, WIDTH),
-            f"prompt_attention_mask{number}": mask,
-            f"negative_prompt_embeds{number}": drawn(seed + 2, 1, TEXT, WIDTH),
-            f"negative_prompt_attention_mask{number}": mask,
-        }
-    return arguments
-
-
 CASES = [
-    Case(name="hidream", build=build_hidream, arguments=hidream),
-    Case(name="hunyuandit", build=build_hunyuandit, arguments=hunyuandit),
+    Case(name="hidream", build=build, arguments=text),
 ]

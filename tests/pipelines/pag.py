@@ -10,9 +10,8 @@ from diffusers import (
     StableDiffusion3PAGPipeline,
 )
 
-from tests.pipelines import pixart, sd3
+from tests.pipelines import pixart, sana, sd3
 from tests.pipelines.case import Case
-from tests.pipelines.pixart import flow_solver, make_pixart, make_sana
 
 LAYER = "transformer_blocks.1"
 
@@ -28,12 +27,12 @@ def build(cls, transformer, scheduler):
 CASES = [
     Case(
         name="pixart-sigma-pag",
-        build=partial(build, PixArtSigmaPAGPipeline, make_pixart, flow_solver),
+        build=partial(build, PixArtSigmaPAGPipeline, pixart.make_pixart, sana.flow_solver),
         arguments=partial(perturbed, partial(pixart.text, side=64)),
     ),
     Case(
         name="sana-pag",
-        build=partial(build, SanaPAGPipeline, make_sana, FlowMatchEulerDiscreteScheduler),
+        build=partial(build, SanaPAGPipeline, sana.make_sana, FlowMatchEulerDiscreteScheduler),
         arguments=partial(perturbed, partial(pixart.text, side=256)),
     ),
     Case(

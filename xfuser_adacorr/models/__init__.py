@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import Any
 
 _LAZY = {
-    "OpenSoraPipeline": "opensora_pipeline",
-    "OpenSoraPipelineOutput": "opensora_pipeline",
-    "RectifiedFlowScheduler": "rectified_flow",
-    "STDiT3Transformer3DModel": "stdit3",
-    "load_open_sora_checkpoint": "stdit3_checkpoint",
+    "OpenSoraPipeline": "opensora.pipeline",
+    "OpenSoraPipelineOutput": "opensora.pipeline",
+    "RectifiedFlowScheduler": "opensora.rectified_flow",
+    "STDiT3Transformer3DModel": "opensora.transformer",
+    "load_open_sora_checkpoint": "opensora.checkpoint",
 }
 
 __all__ = [

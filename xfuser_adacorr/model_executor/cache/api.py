@@ -90,10 +90,10 @@ def enable_cache(
         _check_free(name, model)
     main = next(iter(models.values()))
     method = method.bound_to(main).bound_to_pipeline(x, models)
-    decision_scope = _scope_for(main, scope, check_ranks)
-    stage = find_stage(main)
+    stage, find_schedulers = find_stage(main), schedulers_of(x, scheduler)
+    at_sampler = stage is None and find_schedulers is not None
+    decision_scope = _scope_for(main, scope, at_sampler, check_ranks)
     check_method(method, decision_scope, stage)
-    find_schedulers = schedulers_of(x, scheduler)
     if stage is not None:
         if find_schedulers is None:
             raise ValueError("scheduler must be given under PipeFusion, or enable it on a pipeline")
@@ -135,7 +135,8 @@ def denoisers_of(x: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
 
 
 def _models_in(x: Any) -> list[str]:
-    return sorted(name for name, value in vars(x).items() if isinstance(value, nn.Module))
+    attributes = getattr(x, "__dict__", {})
+    return sorted(name for name, value in attributes.items() if isinstance(value, nn.Module))
 
 
 def schedulers_of(x: Any, scheduler: Any = None) -> Any:
@@ -200,11 +201,13 @@ def _check_free(name: str, model: nn.Module) -> None:
         )
 
 
-def _scope_for(model: nn.Module, scope: DecisionScope | None, check_ranks: bool) -> DecisionScope:
+def _scope_for(
+    model: nn.Module, scope: DecisionScope | None, at_sampler: bool, check_ranks: bool
+) -> DecisionScope:
     if not isinstance(check_ranks, bool):
         raise TypeError(f"check_ranks must be True or False, got {check_ranks!r}")
     if scope is None:
-        return find_scope(model, check_ranks=check_ranks)
+        return find_scope(model, at_sampler=at_sampler, check_ranks=check_ranks)
     if not isinstance(scope, DecisionScope):
         raise TypeError(f"scope must be a DecisionScope or None, got {scope!r}")
     return replace(scope, check_ranks=scope.check_ranks or check_ranks)

@@ -73,8 +73,17 @@ def _plain(cls: type) -> Any:
 
 
 def _subclass(cls: type, mixin: type, **members: Any) -> type:
+    """A subclass that equals ``cls``: pipelines compare ``type(scheduler)`` with classes."""
+
+    class Alike(type(cls)):
+        def __eq__(self, other: object) -> bool:
+            return other is self or other is cls
+
+        def __hash__(self) -> int:
+            return hash(cls)
+
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (mixin, cls), {**names, "_intercepts": cls, **members})
+    return Alike(cls.__name__, (mixin, cls), {**names, "_intercepts": cls, **members})
 
 
 @cache
@@ -100,9 +109,12 @@ def intercept(
 
 
 def intercept_step(scheduler: Any, handler: Handler) -> None:
-    """Route ``scheduler.step(...)`` through ``handler(scheduler, original_step, ...)``."""
+    """Route ``scheduler.step(...)`` through ``handler(scheduler, original_step, ...)``, in place
+    of an earlier handler if there is one."""
+    taken = is_intercepted(scheduler)
     scheduler.__dict__[_HANDLER] = handler
-    _set_class(scheduler, _stepping_class(type(scheduler)))
+    if not taken:
+        _set_class(scheduler, _stepping_class(type(scheduler)))
 
 
 def _set_class(x: Any, cls: type) -> None:
@@ -119,6 +131,11 @@ def release(intercepted: Any) -> None:
 
 def is_intercepted(x: Any) -> bool:
     return _HANDLER in getattr(x, "__dict__", {})
+
+
+def handler_of(x: Any) -> Handler | None:
+    """What calls are routed through, None where nothing took them over."""
+    return getattr(x, "__dict__", {}).get(_HANDLER)
 
 
 def owner_of(module: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .engine import Lane
-from .intercept import InterceptedModel, intercept, intercept_step, is_intercepted, release
+from .intercept import InterceptedModel, handler_of, intercept, intercept_step, release
 from .methods.base import Call, Decision, StackRule
 from .schedulers import Places, check_scheduler, read_places, unwrapped
 from .step import Step
@@ -219,23 +219,26 @@ class RunTracker:
 
     def uninstall(self) -> None:
         self.reset()
-        for scheduler in self._schedulers:
-            release(scheduler)
+        self._release(self._schedulers)
         self._schedulers = []
         for module in self.denoisers.values():
             release(module)
 
     def _take_schedulers(self) -> None:
-        """Take over schedulers that came since; let go of those that went."""
+        """Take over schedulers that came since, or that another cache had; let go of others."""
         current = list(self.find_schedulers())
-        for scheduler in self._schedulers:
-            if not any(scheduler is other for other in current):
-                release(scheduler)
+        gone = [x for x in self._schedulers if not any(x is other for other in current)]
+        self._release(gone)
         for scheduler in current:
-            if not is_intercepted(scheduler):
+            if handler_of(scheduler) != self.step:
                 check_scheduler(scheduler)
                 intercept_step(scheduler, self.step)
         self._schedulers = current
+
+    def _release(self, schedulers: Iterable[Any]) -> None:
+        for scheduler in schedulers:
+            if handler_of(scheduler) == self.step:
+                release(scheduler)
 
     # -- runs ------------------------------------------------------------------------------------
 
@@ -303,7 +306,7 @@ class RunTracker:
     def step(self, stepper: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer ``stepper.step(...)``."""
         run = self.run
-        if run is None or run.finished or not run.made:
+        if run is None or run.finished or not run.made or self._is_another_run(run, stepper):
             return original(*args, **kwargs)
         signature = inspect.signature(original)
         arguments = dict(signature.bind(*args, **kwargs).arguments)
@@ -326,9 +329,14 @@ class RunTracker:
             run.forget()
         return result
 
+    def _is_another_run(self, run: Run, stepper: Any) -> bool:
+        """Whether ``set_timesteps`` was called since, with no denoiser call that begins a run."""
+        track = run.tracks.get(id(stepper))
+        return track is not None and track.timesteps is not unwrapped(stepper).timesteps
+
     def _track(self, run: Run, stepper: Any) -> Track:
         track, scheduler = run.tracks.get(id(stepper)), unwrapped(stepper)
-        if track is None or track.timesteps is not scheduler.timesteps:
+        if track is None:
             track = Track(stepper, scheduler.timesteps, read_places(scheduler))
             run.tracks[id(stepper)] = track
         return track

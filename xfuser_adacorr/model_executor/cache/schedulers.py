@@ -169,7 +169,8 @@ def read_places(scheduler: Any, latents_known: bool = True) -> Places:
     third of it. It is found from the noise level, not from the timesteps given to the model, since
     those are rounded and may repeat.
     """
-    timesteps = [float(t) for t in scheduler.timesteps.tolist()]
+    given = scheduler.timesteps.tolist()  # whole numbers stay so: DDIM looks values up by them
+    timesteps = [float(t) for t in given]
     if _is_flow(scheduler):
         rows = _flow_rows(scheduler, timesteps)
     elif is_known_as(scheduler, PRECONDITIONED):
@@ -184,7 +185,7 @@ def read_places(scheduler: Any, latents_known: bool = True) -> Places:
         Step(
             place // calls_a_step,
             remaining=count - place // calls_a_step,
-            timestep=timesteps[place],
+            timestep=given[place],
             follows=place % calls_a_step > 0,
             **row,
         )

@@ -9,6 +9,8 @@ sum over all gaps is smallest where every gap adds up to the same error, the tol
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from xfuser_adacorr.model_executor.cache.methods.base import Call, Decision, Read, Rule, Signal
 from xfuser_adacorr.model_executor.cache.step import Step
 
@@ -19,6 +21,10 @@ MEMORY = 0.5
 """What earlier rates count at each further refresh, in the mean that is expected to go on."""
 BASE_SHARE = 0.5
 """Weight from which a base method's request for a refresh is granted."""
+RATE_PLACES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9)
+RATES = (1.0, 0.8, 0.9, 1.2, 2.0, 3.2)
+"""s per unit of step gain over `Step.coordinate`, linear in between: how unevenly outputs change over
+the noise levels, as the mean over development prompts of four small models. Only ratios count."""
 LAST_GAP = 1 / 3
 """Length of the gap after the last refresh, whose error nothing repairs, in those of other gaps."""
 
@@ -45,6 +51,11 @@ def budget_tolerance(ahead: float, refreshes: int) -> float:
     return (ahead / (refreshes + LAST_GAP)) ** 2 / 2.0
 
 
+def rate(step: Step) -> float:
+    """s at a step's noise level, up to a factor (`RATES`)."""
+    return float(np.interp(step.coordinate, RATE_PLACES, RATES))
+
+
 class Budget:
     """What is spent of a run's compute, and the tolerance that spends the rest.
 
@@ -53,7 +64,9 @@ class Budget:
 
     def __init__(self, fraction: float, steps: Sequence[Step] | None) -> None:
         self.fraction = fraction
-        self._gains = None if steps is None else [step.step_gain for step in steps]
+        self._rates = None
+        if steps is not None:
+            self._rates = [rate(step) * step.step_gain for step in steps if not step.follows]
         self.steps = 0
         """Of the run, from its first step on; 0 before it is decided."""
         self.spent = 0.0
@@ -74,24 +87,25 @@ class Budget:
         if self._covered > 0.0:
             scale = self._measured / self._covered
         elif kappa is not None:
-            scale = math.sqrt(kappa) * speed
+            scale = math.sqrt(kappa) * speed / rate(refreshed)
         ahead = scale * self._between(refreshed.index + 1, step.index + step.remaining, step)
         return budget_tolerance(ahead, max(self.left(step), 1))
 
-    def prior_kappa(self, speed: float) -> float:
+    def prior_kappa(self, step: Step, speed: float) -> float:
         """kappa before any is measured, for a forecast by the last value."""
-        return FIRST_ORDER_GAIN / speed**2 if speed > 0.0 else FIRST_ORDER_GAIN
+        return FIRST_ORDER_GAIN * (rate(step) / speed) ** 2 if speed > 0.0 else FIRST_ORDER_GAIN
 
     def found(self, step: Step, since: int, kappa: float, speed: float) -> None:
         """A refresh at ``step`` found ``kappa`` of a line, after one at index ``since``."""
         covered = self._between(since + 1, step.index + 1, step)
-        self._measured = MEMORY * self._measured + covered * math.sqrt(kappa) * speed
+        ratio = math.sqrt(kappa) * speed / rate(step)
+        self._measured = MEMORY * self._measured + covered * ratio
         self._covered = MEMORY * self._covered + covered
 
     def _between(self, first: int, end: int, step: Step) -> float:
-        if self._gains is None:
-            return step.step_gain * (end - first)
-        return sum(self._gains[first:end])
+        if self._rates is None:
+            return rate(step) * step.step_gain * (end - first)
+        return sum(self._rates[first:end])
 
 
 class Budgeted(Rule):

@@ -84,7 +84,7 @@ class ErrorRule(Rule):
         drift, spatial = root_ratio(difference, reference), ratio(abs(std - std0), std0)
         kappa, tolerance = self.kappa, self.tolerance
         if kappa is None and self.budget is not None:
-            kappa = self.budget.prior_kappa(self.speed)
+            kappa = self.budget.prior_kappa(step, self.speed)
         if kappa is None:
             expected, error = None, 0.0
             moved = max(drift, abs(step.coordinate - self.refreshed.coordinate))

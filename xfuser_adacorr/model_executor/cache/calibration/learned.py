@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from xfuser_adacorr.model_executor.cache.methods.options import check_count, check_number
 from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
 
-from .learned_fit import RIDGE, ScheduleFit
+from .learned_fit import RIDGE, ROUNDS, ScheduleFit
 from .learned_runs import ClosedLoop
 from .plan_file import (
     PLAN_FILE,
@@ -47,6 +47,7 @@ def calibrate_learned(
     seed: int = 0,
     output: str | Path | None = None,
     held_out: int | None = None,
+    starts: Sequence[Sequence[int]] = (),
     batch_size: int = 1,
     denoisers: Sequence[str] | None = None,
     name: str | None = None,
@@ -72,6 +73,8 @@ def calibrate_learned(
             steps that it has stay in it.
         held_out: prompts, from the end of the list, that are not fitted on; the PSNR is stated
             for them. None: a quarter. 0: it is stated for those that were fitted on.
+        starts: schedules to begin the searches from, beside even ones, those that `Auto` takes, and
+            those of a plan for the same steps that ``output`` holds.
         batch_size: prompts a call, where the pipeline takes lists.
         denoisers: as in `enable_cache`.
         name: of the plan; None: made from the sampler and its steps.
@@ -121,12 +124,18 @@ def calibrate_learned(
     checkpoint = Checkpoint(path, {**settings, "fingerprints": before.fingerprints})
     steps = len(loop.places.steps)
     counts = sorted({min(max(math.floor(b * steps + 0.5), 1), steps - 1) for b in budgets})
+    begin = [*starts, *before.schedules_of(loop.places)]
     for count in counts:
         if count not in checkpoint.courses:
             with tqdm(
                 total=search_evaluations, desc=f"{count} of {steps} steps", disable=not progress
             ) as bar:
-                course = find_course(loop, count, search_evaluations, seed, bar)
+
+                def tried(best: float, bar: Any = bar) -> None:
+                    bar.update()
+                    bar.set_postfix_str(f"{best:.1f} dB")
+
+                course = find_course(loop, count, search_evaluations, seed, begin, tried)
             checkpoint.note(count, course)
     plan = Plan(
         name=name or f"{loop.places.sampler['class']}-{steps}",
@@ -142,25 +151,34 @@ def calibrate_learned(
     return file
 
 
-def find_course(loop: ClosedLoop, count: int, evaluations: int, seed: int, bar: Any) -> Course:
-    """The best schedule of ``count`` steps that a search finds, fitted, and its PSNR."""
-    best: list[tuple[float, ScheduleFit, float]] = []
-    """(score, fit, score of the prompts held out) of the best schedule so far."""
-    checked: dict[Steps, float] = {}
+def find_course(
+    loop: ClosedLoop,
+    count: int,
+    evaluations: int,
+    seed: int = 0,
+    starts: Sequence[Steps] = (),
+    tried: Callable[[float], None] = lambda best: None,
+) -> Course:
+    """The best schedule of ``count`` steps that a search finds, fitted, and its PSNR.
+
+    ``starts`` are schedules to begin from, beside the usual ones; ``tried`` is told the best score
+    after every evaluation.
+    """
+    best: list[tuple[float, ScheduleFit]] = []
+    unseen: dict[Steps, float] = {}
+    """Of every schedule, how it does on the prompts held out."""
 
     def score(steps: Steps) -> float:
         fit, final, _ = loop.follow(steps, best[0][1] if best else None)
         found = loop.psnr_db(final)
+        unseen[steps] = loop.unseen_mean(found)
         value = float(found[loop.fitted].median())
-        held = found[~loop.fitted]
-        checked[steps] = float(held.median()) if len(held) else value
         if not best or value > best[0][0]:
-            best[:] = [(value, fit, checked[steps])]
-        bar.update()
-        bar.set_postfix_str(f"{best[0][0]:.1f} dB")
+            best[:] = [(value, fit)]
+        tried(best[0][0])
         return value
 
-    starts = starting_schedules(loop, count)
+    starts = starting_schedules(loop, count, starts)
     found = search_schedule(
         score,
         starts,
@@ -169,13 +187,15 @@ def find_course(loop: ClosedLoop, count: int, evaluations: int, seed: int, bar: 
         max_evaluations=evaluations,
         neighbours=near_moves,
     )
-    # A search may suit its own prompts alone: the prompts held out decide between it and its start.
-    start = max((s for s in starts if s in checked), key=lambda s: checked[s])
-    steps = max((found.steps, start), key=lambda s: checked[s])
-    fit, _, outputs = loop.follow(steps, to_the_end=True)
-    pictures = loop.picture_psnr_db(outputs)
-    seen = [len(call["seeds"]) for call in loop.runs.calls]
-    measured = _held_out(pictures, loop, seen)
+    # A search may suit its own prompts alone, and so may weights: the prompts held out decide.
+    start = max((s for s in starts if s in unseen), key=lambda s: unseen[s])
+    choices = {}
+    for steps in dict.fromkeys((found.steps, start)):
+        choices[steps, ROUNDS] = unseen[steps]
+        choices[steps, 1] = loop.unseen_mean(loop.psnr_db(loop.follow(steps, rounds=1)[1]))
+    steps, rounds = max(choices, key=lambda choice: choices[choice])
+    fit, _, outputs = loop.follow(steps, rounds=rounds, to_the_end=True)
+    measured = loop.unseen_pictures(loop.picture_psnr_db(outputs))
     return Course(
         steps=steps,
         coefficients=tuple(tuple(row) for row in fit.coefficients),
@@ -185,28 +205,16 @@ def find_course(loop: ClosedLoop, count: int, evaluations: int, seed: int, bar: 
     )
 
 
-def _held_out(pictures: Tensor, loop: ClosedLoop, counts: Sequence[int]) -> Tensor:
-    """Those of the pictures that no fit has seen; all of them where there are none."""
-    if len(pictures) != sum(counts):
-        return pictures
-    flags, row = [], 0
-    for count, rows in zip(counts, loop.rows, strict=True):
-        flags += loop.fitted[row : row + count].tolist()
-        row += rows
-    unseen = pictures[~torch.tensor(flags)]
-    return unseen if len(unseen) else pictures
-
-
-def starting_schedules(loop: ClosedLoop, count: int) -> list[Steps]:
-    """Evenly spaced with the last step and without it, and what `Auto` computes."""
+def starting_schedules(loop: ClosedLoop, count: int, given: Sequence[Steps] = ()) -> list[Steps]:
+    """Those given of so many steps, evenly spaced with the last step and without, and Auto's."""
     steps = range(len(loop.places.steps))
-    starts = [evenly_spaced(steps, count)]
+    starts = [tuple(each) for each in given if len(each) == count]
+    starts.append(evenly_spaced(steps, count))
     if count < len(steps):
         starts.append(evenly_spaced(steps, count + 1)[:-1])
     if count > 1:
         auto = loop.auto_steps(count, min(AUTO_CALLS, len(loop.rows)))
-        if len(auto) == count:
-            starts.append(auto)
+        starts += [auto] if len(auto) == count else []
     return list(dict.fromkeys(starts))
 
 

@@ -83,11 +83,12 @@ class ScheduleFit:
         times: Sequence[float],
         fitted: Tensor | None = None,
         ridge: float = RIDGE,
+        rounds: int = ROUNDS,
     ) -> None:
         self.schedule, self.times = tuple(schedule), tuple(times)
         self.anchors = (*self.schedule[1:], len(times) - 1)
         """The step that each refresh moves to."""
-        self.fitted, self.ridge = fitted, ridge
+        self.fitted, self.ridge, self.rounds = fitted, ridge, rounds
         self.coefficients: list[list[float]] = []
         self.velocities: list[Tensor] = []
         """``[K, D]`` float32 of every refresh so far."""
@@ -144,7 +145,8 @@ class ScheduleFit:
         moments = wanted - gram @ p
         energy = inner(aim, aim) - 2.0 * wanted @ p + torch.einsum("m,imn,n->i", p, gram, p)
         chosen = slice(None) if self.fitted is None else self.fitted
-        found = fit_gap(gram[chosen], moments[chosen], energy[chosen].clamp(min=0.0), self.ridge)
+        sums = gram[chosen], moments[chosen], energy[chosen].clamp(min=0.0)
+        found = fit_gap(*sums, self.ridge, self.rounds)
         self.coefficients.append((p + found).tolist())
         return self.coefficients[k]
 

@@ -26,7 +26,7 @@ from xfuser_adacorr.model_executor.cache.methods.learned import (
 from xfuser_adacorr.model_executor.cache.schedulers import Places
 from xfuser_adacorr.model_executor.cache.step import Step
 
-from .learned_fit import RIDGE, ScheduleFit
+from .learned_fit import RIDGE, ROUNDS, ScheduleFit
 from .side_by_side import SideBySide, UntilTheEnd
 
 PSNR_CAP_DB = 100.0
@@ -151,14 +151,14 @@ class ClosedLoop:
         schedule: Sequence[int],
         known: ScheduleFit | None = None,
         *,
-        ridge: float = RIDGE,
+        rounds: int = ROUNDS,
         to_the_end: bool = False,
     ) -> tuple[ScheduleFit, Tensor, list[Any]]:
         """Fit a schedule: the fit, the final y ``[K, D]``, and the outputs if ``to_the_end``.
 
-        What a ``known`` fit has in common with it is not computed again, but for the first step.
+        ``rounds`` as in `fit_gap`: of 1 all samples count alike. What a ``known`` fit has in common with it is not computed again, but for the first step.
         """
-        fit = ScheduleFit(schedule, self.times, self.fitted, ridge)
+        fit = ScheduleFit(schedule, self.times, self.fitted, RIDGE, rounds)
         shared = fit.begin_as(known) if known is not None else 0
         finals: list[Tensor | None] = [None] * len(self.rows)
         places_computed = {0, *fit.schedule[shared:]}
@@ -209,13 +209,23 @@ class ClosedLoop:
         for output, wanted in zip(outputs, self.pictures, strict=True):
             made = pictures_of(output)
             low, high = wanted.min(), wanted.max()
-            peak = (
-                torch.ones(len(wanted))
-                if 0 <= low and high <= 1
-                else (high - low).expand(len(wanted))
-            )
+            peak = torch.ones(()) if low >= 0.0 and high <= 1.0 else high - low
             found.append(psnr((made - wanted).square().flatten(1).mean(dim=1), peak))
         return torch.cat(found)
+
+    def unseen_mean(self, values: Tensor) -> float:
+        """Mean of ``[K]`` over the samples held out; over all of them where there are none."""
+        unseen = values[~self.fitted]
+        return float((unseen if len(unseen) else values).mean())
+
+    def unseen_pictures(self, values: Tensor) -> Tensor:
+        """Those of the prompts held out, of one value a prompt; all where there are none."""
+        flags, row = [], 0
+        for call, rows in zip(self.runs.calls, self.rows, strict=True):
+            flags += self.fitted[row : row + len(call["seeds"])].tolist()
+            row += rows
+        unseen = values[~torch.tensor(flags)] if len(flags) == len(values) else values
+        return unseen if len(unseen) else values
 
     # -- the steps that Auto takes ---------------------------------------------------------------
 

@@ -194,6 +194,11 @@ class PlanFile:
                 "model, or remove the file"
             )
 
+    def schedules_of(self, places: Places) -> list[tuple[int, ...]]:
+        """The computed steps of all courses that were fitted on these steps."""
+        fitting = [plan for plan in self.plans if plan.misfit(places) is None]
+        return [course.steps for plan in fitting for course in plan.courses]
+
     def with_plan(self, plan: Plan) -> "PlanFile":
         """With ``plan`` in the place of the one that was fitted on the same run, or added."""
         others = [

@@ -122,7 +122,7 @@ def search_schedule(
 
 
 def near_moves(steps: Steps, step: int, num_steps: int, reach: int = 3) -> Iterator[Steps]:
-    """Sets with ``step`` moved by up to ``reach`` steps to where none is computed, nearest first."""
+    """Sets with ``step`` moved by up to ``reach`` steps to a free place, nearest first."""
     rest = [other for other in steps if other != step]
     for by in (sign * far for far in range(1, reach + 1) for sign in (1, -1)):
         if 0 < step + by < num_steps and step + by not in rest:

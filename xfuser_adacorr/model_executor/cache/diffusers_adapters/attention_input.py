@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _ATTENTION = re.compile(r"Attn|Attention|^MultiHead", re.IGNORECASE)
+_NAMES = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _NO_ATTENTION = re.compile(r"Norm|Processor|Block|Embed|Rotary|Identity|Linear$")
 
 
@@ -18,13 +19,13 @@ class _Reached(Exception):
 
 
 def attentions(block: nn.Module) -> list[nn.Module]:
-    """The attention modules of a block, by their class names; none inside another one."""
+    """The attentions of a block, by their classes' names or their own; none inside another one."""
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
-        for child in module.children():
-            name = type(child).__name__
-            if _ATTENTION.search(name) and not _NO_ATTENTION.search(name):
+        for name, child in module.named_children():
+            kind = type(child).__name__
+            if name in _NAMES or (_ATTENTION.search(kind) and not _NO_ATTENTION.search(kind)):
                 found.append(child)
             else:
                 visit(child)
@@ -39,6 +40,7 @@ def attention_input(block: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     The block's forward runs on ``arguments``, by name, until it enters an attention, and no
     further: it costs the norm and the modulation. Raises `ValueError` for a block that enters none.
     """
+    block = getattr(block, "_orig_mod", block)  # what torch.compile wrapped: hooks need it eager
     handles = [
         module.register_forward_pre_hook(_stop, with_kwargs=True) for module in attentions(block)
     ]

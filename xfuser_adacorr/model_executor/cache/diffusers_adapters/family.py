@@ -23,9 +23,9 @@ class BlockList:
     """Name of the ``ModuleList`` on the transformer."""
     streams: tuple[str, ...]
     """Block arguments that are streams; while ``returns`` is None, the output stream alone."""
-    returns: tuple[str, ...] | None
-    """The streams a block returns, in its order. None: not known before the first computed call,
-    at which `generic.resolve_returns` finds them."""
+    returns: tuple[str | None, ...] | None
+    """The streams a block returns, in its order, with None where it returns a None. None: not known
+    before the first computed call, at which `generic.resolve_returns` finds them."""
     attention_residual: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None
     """(block, its bound arguments) -> the gated residual of its self-attention ``[B, N, D]`` of the
     output stream. Ada's signal is that of the middle block of the lists that have one; if none has,
@@ -35,6 +35,9 @@ class BlockList:
     returns one sequence too, of ``returns``. None: every stream is an argument of its own."""
     interleaved: bool = False
     """The blocks run in turns with those of the list before: ``a[0], b[0], a[1], b[1], ...``"""
+    packed: tuple[str, ...] = ()
+    """Block arguments, returned too, with further latents (a clip's sound): they are read as a part
+    of the output stream, which is then ``[B, 1, M]`` with all their values."""
     transposed: bool = False
     """The blocks take frames as tokens: the output stream is ``[B*S, T, D]`` where the lists that
     are not transposed have ``[B*T, S, D]``."""
@@ -131,6 +134,15 @@ class ModelFamily:
                         f"{name} of {block_list.attribute} in family {self.name!r} must contain "
                         f"the output_stream {self.output_stream!r}, got {streams}"
                     )
+
+    @property
+    def hidden_states_first(self) -> bool | None:
+        """Whether the first blocks return the output stream first; None: not known before a call.
+
+        It is what xfuser's callers state as ``return_hidden_states_first``.
+        """
+        returns = self.block_lists[0].returns
+        return None if returns is None else returns[0] == self.output_stream
 
 
 def entry_point(module: str) -> Callable[[str], Any]:

@@ -41,20 +41,19 @@ INTERLEAVED = {
 LATENTS = ("hidden_states", "sample", "x", "img")
 TIMESTEPS = ("timestep", "timesteps", "t")
 TEXT = ("encoder", "context", "text", "txt", "prompt", "caption")
-"""Beginnings of the names of streams that the model's head does not read."""
+"""Beginnings of the names of streams that the model's head does not read. Others are latents, which
+are reused together with the output stream."""
 
 
 def infer_family(transformer: nn.Module) -> ModelFamily:
     """Describe a transformer by what its structure tells; ``returns`` are found when it runs.
 
     Raises `ValueError`, naming the class and the reason, for a transformer whose blocks, latents or
-    timestep cannot be told, or whose blocks carry two streams of latents.
+    timestep cannot be told.
     """
     name = type(transformer).__name__
     attributes = _block_attributes(transformer)
-    first = getattr(transformer, attributes[0])[0]
-    stream = _output_stream(first)
-    _check_single_latents(name, stream, forward_signature(first).parameters)
+    stream = _output_stream(getattr(transformer, attributes[0])[0])
     return ModelFamily(
         name=name,
         transformer_class=name,
@@ -110,33 +109,31 @@ def _forward_argument(transformer: nn.Module, names: Sequence[str], meaning: str
     for name in names:
         if name in parameters:
             return name
+    taken = ", ".join(list(parameters)[:6]) + (", ..." if len(parameters) > 6 else "")
     raise ValueError(
         f"the forward of {type(transformer).__name__} has no argument for the {meaning}: it takes "
-        f"{', '.join(parameters)}; known names are {', '.join(names)}"
+        f"{taken}; known names are {', '.join(names)}"
     )
 
 
-def _check_single_latents(owner: str, stream: str, names: Sequence[str]) -> None:
-    """Other streams have to be text: what a reuse leaves out of them is lost."""
-    for name in names:
-        is_stream = name.endswith(("hidden_states", "_embed")) and name != stream
-        if is_stream and name.startswith("audio"):
-            raise ValueError(
-                f"{owner}: its blocks carry a second stream of latents, {name}, which a reuse of "
-                f"{stream} alone would leave as it is"
-            )
-
-
 def full_noise_timestep(transformer: nn.Module) -> float:
-    """Timestep that a transformer takes at pure noise: 1 if it scales its timestep by 1000."""
-    scales = re.search(r"time\w*\b[^\n]*\* 1000\b", inspect.getsource(type(transformer).forward))
+    """Timestep that a transformer takes at pure noise: 1 if it scales its timestep by 1000.
+
+    Of a model that embeds its timestep as it is given, 1000 is a guess; it is needed where no
+    scheduler is known.
+    """
+    try:
+        source = inspect.getsource(type(transformer).forward)
+    except OSError:  # a class that was typed in
+        source = ""
     timed = [m for m in transformer.modules() if re.search("time", type(m).__name__, re.IGNORECASE)]
     factors = [
         getattr(module, name, None)
         for module in (transformer, *timed)
         for name in ("scale", "t_scale", "time_factor")
     ]
-    return 1.0 if scales or 1000 in factors else 1000.0
+    is_scaled = re.search(r"time\w*\b[^\n]*\* 1000\b", source) or 1000 in factors
+    return 1.0 if is_scaled else 1000.0
 
 
 # -- the first computed call ----------------------------------------------------------------------
@@ -159,11 +156,15 @@ def resolve_returns(
     stream = block_list.streams[0]
     results = result if isinstance(result, (tuple, list)) else (result,)
     returns = _returned_streams(block_list, arguments, results)
+    latents = [name for name in returns if name and not name.startswith(TEXT)]
+    packed = tuple(name for name in latents if name != stream)
+    streams = tuple(name for name in returns if name and name not in packed)
+    found = replace(block_list, streams=streams, returns=returns, packed=packed)
     x = arguments[stream]
-    if before is None or x.shape == before[stream].shape:
-        return replace(block_list, streams=returns, returns=returns)
+    if before is None or found.packed or x.shape == before[stream].shape:
+        return found
     if block_list.interleaved and _is_transposed(x, before[stream]):
-        return replace(block_list, streams=returns, returns=returns, transposed=True)
+        return replace(found, transposed=True)
     names = _joined_streams(block_list, x, before, stream)
     if len(results) > 1:
         raise ValueError(
@@ -175,46 +176,50 @@ def resolve_returns(
 
 def _returned_streams(
     block_list: BlockList, arguments: Mapping[str, Any], results: Sequence[Any]
-) -> tuple[str, ...]:
-    """Names of the arguments that the results continue, in the results' order.
+) -> tuple[str | None, ...]:
+    """Names of the arguments that the results continue, in the results' order; None for a None.
 
     A result has the shape of the argument that it continues; where several have, it is the nearest
-    one, since blocks add to their streams. A None stands where a stream is not needed any more.
+    one, since blocks add to their streams.
     """
     stream = block_list.streams[0]
-    tensors = {
+    given = {
         name: value
         for name, value in arguments.items()
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2
     }
-    if stream not in tensors:
+    if stream not in given:
         raise ValueError(f"{block_list.attribute}: {stream} is not a tensor of tokens")
-    if len(results) == 1:
-        tensors = {stream: tensors[stream]}
-    best, least = None, float("inf")
-    for names in permutations(tensors, len(results)):
-        pairs = [(tensors[name], x) for name, x in zip(names, results, strict=True)]
-        if stream in names and all(x is None or x.shape == given.shape for given, x in pairs):
-            distance = sum(_distance(given, x) for given, x in pairs if x is not None)
-            if best is None or distance < least:
-                best, least = names, distance
-    if best is None:
+    returned = [x for x in results if x is not None]
+    if not all(isinstance(x, Tensor) for x in returned):
+        raise ValueError(
+            f"{block_list.attribute}: its blocks return {[type(x).__name__ for x in results]}, "
+            "where streams are tensors"
+        )
+    if len(returned) == 1:
+        given = {stream: given[stream]}
+    fitting = [
+        names
+        for names in permutations(given, len(returned))
+        if stream in names
+        and all(given[name].shape == x.shape for name, x in zip(names, returned, strict=True))
+    ]
+    if not fitting:
         raise ValueError(
             f"{block_list.attribute}: its blocks return {[_shape(x) for x in results]}, which do "
-            f"not continue { ({name: _shape(x) for name, x in tensors.items()}) }"
+            f"not continue { ({name: _shape(x) for name, x in given.items()}) }"
         )
-    others = [name for name in best if name != stream and not name.startswith(TEXT)]
-    if others:
-        raise ValueError(
-            f"{block_list.attribute}: its blocks carry more streams of latents than {stream}: "
-            f"{', '.join(others)}"
-        )
-    return best
+    names = fitting[0]
+    if len(fitting) > 1:  # only then values are read, which a device has to wait for
+        names = min(fitting, key=lambda names: _distance([given[name] for name in names], returned))
+    found = iter(names)
+    return tuple(None if x is None else next(found) for x in results)
 
 
-def _distance(given: Tensor, x: Tensor) -> float:
-    given, x = given.float(), x.float()
-    return float((x - given).norm() / given.norm().clamp_min(1e-12))
+def _distance(given: Sequence[Tensor], returned: Sequence[Tensor]) -> float:
+    """Sum of the relative changes from what was given to what was returned."""
+    pairs = [(start.float(), x.float()) for start, x in zip(given, returned, strict=True)]
+    return sum(float((x - start).norm() / start.norm().clamp_min(1e-12)) for start, x in pairs)
 
 
 def _is_transposed(x: Tensor, before: Tensor) -> bool:

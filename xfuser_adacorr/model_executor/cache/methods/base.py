@@ -168,7 +168,7 @@ class Either(Rule):
         base = self.base.decide(call, Read(inside=read.inside, local=read.local))
         own = self.correction.decide(call, Read(outside=read.outside))
         own = replace(own, base_signal=base.base_signal)
-        if own.why in ("first", "last") or not base.compute or base.why == "last":
+        if own.why in ("first", "last") or not base.compute:
             return own
         return own.turned(True, base.why)
 
@@ -232,6 +232,8 @@ class StackMethod:
     """Sums that a signal may have where ranks add them up; None: no limit."""
     signal_only = False
     """A correction stands in for reused values: keep no values, just the signal's reference."""
+    warmup = 0
+    """Calls of a branch that are computed first, whatever the method decides."""
 
     def begin_run(self, places: "Places | None") -> None:
         """A run begins on these steps; None where they are not known beforehand."""
@@ -283,7 +285,10 @@ class StackRule(Rule):
         if self._calls == 0:
             return Decision(True, "first")
         decision = self.method.decide(self.state, call.step, read)
-        if self.method.forces_last and call.step.is_last:
+        if self._calls < self.method.warmup:
+            return decision.turned(True, "warmup")
+        forced = self.method.forces_last and not self.method.signal_only
+        if forced and call.step.is_last:
             return decision.turned(True, "last")
         return decision
 

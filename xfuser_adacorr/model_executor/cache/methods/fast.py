@@ -172,7 +172,7 @@ class PerBlockTest(StackMethod):
             local.append((motion > self.motion_threshold * motion.max()).sum())
         if self.max_sums is not None:
             sums = packed_tests(sums, self.threshold, self.max_sums)
-        return Signal(sums, local)
+        return Signal(sums, local=local)
 
     def decide(self, state: FastState, step, read: Read) -> Decision:
         sums, local = read.inside, read.local

@@ -79,9 +79,7 @@ class Learned(Method):
         return learned_lane(plan, plan.course_for(target, self.target_psnr), places)
 
     def make_rule(self, places, inside) -> Rule:
-        raise ValueError(
-            "Learned needs a scheduler: enable it on a pipeline, or give scheduler=..."
-        )
+        raise ValueError("Learned needs a scheduler: enable it on a pipeline, or give one")
 
 
 def check_targets(options: Any) -> None:

@@ -43,7 +43,7 @@ def check_number(
     ]
     missed = [text for text, holds in limits if not holds]
     if not math.isfinite(value) or missed:
-        raise ValueError(f"{name} must be finite {' and '.join(['', *missed])}, got {value!r}")
+        raise ValueError(f"{name} must be {' and '.join(['finite', *missed])}, got {value!r}")
 
 
 def check_count(name: str, value: Any, *, least: int, optional: bool = False) -> None:
@@ -259,13 +259,19 @@ class StackOptions(Method):
     def answers_steps(self) -> bool:
         return isinstance(self.correction, AdaCorrection)
 
+    @property
+    def needs_steps(self) -> bool:
+        return self.answers_steps and compute_target(self.correction) is not None
+
     def make_stack(self, model: nn.Module, family: "ModelFamily") -> StackMethod:
         from .literal import LiteralBlend
 
         method = self.stack_method(model, family)
         method.signal_only = self.correction is not None
         if isinstance(self.correction, Literal):
-            return LiteralBlend(method, self.correction.gamma, self.correction.lambda_, family)
+            method = LiteralBlend(method, self.correction.gamma, self.correction.lambda_, family)
+        if not self.answers_steps:  # else the rule of the steps has the warmup (`make_rule`)
+            method.warmup = self.warmup
         return method
 
     def stack_method(self, model: nn.Module, family: "ModelFamily") -> StackMethod:

@@ -54,7 +54,7 @@ class SplitStreams(dict[str, Tensor]):
 
 
 class StreamLayout:
-    """Reads and writes the streams of blocks, whether apart or in one joint sequence."""
+    """Reads and writes the streams of blocks, in whatever form their lists have them."""
 
     def __init__(self, output_stream: str) -> None:
         self._output_stream = output_stream
@@ -64,6 +64,8 @@ class StreamLayout:
         """Of the output stream in this call, where a list has them as tokens."""
         self._tokens = 0
         """A frame's, likewise."""
+        self._packed: list[torch.Size] = []
+        """Shapes of what is packed into the output stream of this call."""
 
     def read_arguments(self, block_list: BlockList, arguments: Mapping[str, Any]) -> Streams:
         if block_list.joint is not None:
@@ -75,17 +77,16 @@ class StreamLayout:
         output = streams[self._output_stream]
         if block_list.transposed:
             self._frames = output.shape[1]
-            return {**streams, self._output_stream: _transposed(output, self._tokens)}
-        self._tokens = output.shape[1]
-        return streams
+        else:
+            self._tokens = output.shape[1]
+        parts = [output, *(arguments[name] for name in block_list.packed)]
+        self._packed = [x.shape for x in parts]
+        return {**streams, self._output_stream: self._read_output(block_list, parts)}
 
     def write_arguments(self, block_list: BlockList, streams: Streams) -> dict[str, Tensor]:
-        if block_list.transposed:
-            output = _transposed(streams[self._output_stream], self._frames)
-            return {**streams, self._output_stream: output}
-        if block_list.joint is None:
-            return streams
-        return {block_list.joint: self._join(streams, block_list.streams)}
+        if block_list.joint is not None:
+            return {block_list.joint: self._join(streams, block_list.streams)}
+        return {**streams, **self._write_output(block_list, streams[self._output_stream])}
 
     def read_result(
         self, block_list: BlockList, result: Any, given: Streams | None = None
@@ -94,18 +95,38 @@ class StreamLayout:
         if block_list.joint is not None:
             return self._split(result, block_list.returns)
         result = result if isinstance(result, (tuple, list)) else (result,)
-        streams = dict(zip(block_list.returns, result, strict=True))
-        if block_list.transposed:
-            output = streams[self._output_stream]
-            streams[self._output_stream] = _transposed(output, self._tokens)
-        return {name: given[name] if x is None and given else x for name, x in streams.items()}
+        named = dict(zip(block_list.returns, result, strict=True))
+        if named.get(None) is not None:
+            raise ValueError(
+                f"{block_list.attribute}: a block returns a stream that it did not return at the "
+                "first call of the run; reset the cache where a run takes other arguments"
+            )
+        parts = [named.pop(name) for name in (self._output_stream, *block_list.packed)]
+        out = {name: given[name] if x is None and given else x for name, x in named.items() if name}
+        return {self._output_stream: self._read_output(block_list, parts), **out}
 
     def write_result(self, block_list: BlockList, streams: Streams) -> Any:
         if block_list.joint is not None:
             return self._join(streams, block_list.returns)
         streams = self.write_arguments(block_list, streams)
-        returned = tuple(streams[name] for name in block_list.returns)
+        returned = tuple(streams[name] if name else None for name in block_list.returns)
         return returned if len(returned) > 1 else returned[0]
+
+    def _read_output(self, block_list: BlockList, parts: list[Tensor]) -> Tensor:
+        """The output stream in the form that all lists share."""
+        if block_list.packed:
+            return torch.cat([x.flatten(1) for x in parts], dim=1).unsqueeze(1)
+        return _transposed(parts[0], self._tokens) if block_list.transposed else parts[0]
+
+    def _write_output(self, block_list: BlockList, output: Tensor) -> dict[str, Tensor]:
+        """The output stream, and what is packed into it, as the blocks of the list have them."""
+        names = (self._output_stream, *block_list.packed)
+        if block_list.packed:
+            sizes = [shape[1:].numel() for shape in self._packed]
+            parts = output.squeeze(1).split(sizes, dim=1)
+            pairs = zip(names, parts, self._packed, strict=True)
+            return {name: part.view(shape) for name, part, shape in pairs}
+        return {names[0]: _transposed(output, self._frames) if block_list.transposed else output}
 
     def _split(self, sequence: Tensor, names: tuple[str, ...]) -> SplitStreams:
         others = sum(self._lengths[name] for name in names if name != self._output_stream)
@@ -134,7 +155,7 @@ class BlockRunner:
     """
 
     def __init__(self, transformer: nn.Module, family: ModelFamily) -> None:
-        self.stack = block_stack(transformer, family)
+        self._described = self.stack = block_stack(transformer, family)
         self.layout = StreamLayout(family.output_stream)
         self._owner = type(transformer).__name__
         self._output_stream = family.output_stream
@@ -144,6 +165,15 @@ class BlockRunner:
         """Of the output stream at the first block of this call."""
         self._returned: Streams | None = None
         """Streams after the block before, as long as lists are left to be resolved."""
+
+    @property
+    def block_lists(self) -> tuple[BlockList, ...]:
+        """The lists of blocks, with what is known of their streams by now."""
+        return tuple({each.attribute: each for _, each in self.stack}.values())
+
+    def begin_run(self) -> None:
+        """A run of other inputs may begin: its first call tells anew what was not described."""
+        self.stack = self._described
 
     def call(
         self,
@@ -167,12 +197,11 @@ class BlockRunner:
             result = original(**arguments)
             executed(1.0)
             block_list = self._resolve(block_list, arguments, result)
-            streams = self.layout.read_arguments(block_list, arguments)
+            streams = self._read(index, block_list, arguments)
             once.append(self.layout.read_result(block_list, result, streams))
+            self._check_shape(index, once[0])
         else:
-            streams = self.layout.read_arguments(block_list, arguments)
-        if index == 0:
-            self._shape = streams[self._output_stream].shape
+            streams = self._read(index, block_list, arguments)
 
         def run(**overrides: Any) -> Streams:
             if once and not overrides:
@@ -188,16 +217,16 @@ class BlockRunner:
             executed(share)
             out = self.layout.read_result(block_list, result, streams)
             if not (overrides or changed):
+                self._check_shape(index, out)
                 once.append(out)
             return out
 
-        return BlockCall(index, len(self.stack), block, arguments | streams, streams, run)
+        seen = arguments if block_list.packed else arguments | streams
+        return BlockCall(index, len(self.stack), block, seen, streams, run)
 
     def result(self, index: int, out: Streams) -> Any:
         """What block ``index`` returns for these streams."""
-        if index == len(self.stack) - 1:
-            self._check_end(out)
-        elif any(each.returns is None for _, each in self.stack[index + 1 :]):
+        if any(each.returns is None for _, each in self.stack[index + 1 :]):
             self._returned = out
         return self.layout.write_result(self.stack[index][1], out)
 
@@ -221,10 +250,16 @@ class BlockRunner:
         ]
         return resolved
 
-    def _check_end(self, out: Streams) -> None:
+    def _read(self, index: int, block_list: BlockList, arguments: dict[str, Any]) -> Streams:
+        streams = self.layout.read_arguments(block_list, arguments)
+        if index == 0:
+            self._shape = streams[self._output_stream].shape
+        return streams
+
+    def _check_shape(self, index: int, out: Streams) -> None:
         """A residual of the whole stack needs an output stream that keeps its shape."""
-        shape, self._returned = out[self._output_stream].shape, None
-        if shape != self._shape:
+        shape = out[self._output_stream].shape
+        if index == len(self.stack) - 1 and shape != self._shape:
             raise ValueError(
                 f"{self._owner}: {self._output_stream} goes into the stack as {list(self._shape)} "
                 f"and comes out as {list(shape)}"

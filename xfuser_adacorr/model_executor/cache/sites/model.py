@@ -275,8 +275,10 @@ class ModelSite:
         return output if paid is fresh else replaced_sample(output, paid.to(sample.dtype))
 
     def _account_memory(self) -> None:
+        branches = self.run.branches.values()
         states = [
             branch.lane.tensors() if branch.lane is not None else branch.inside.tensors()
-            for branch in self.run.branches.values()
+            for branch in branches
         ]
-        self.run.peak_bytes = max(self.run.peak_bytes, tensor_bytes(states))
+        templates = [branch.template for branch in branches]
+        self.run.peak_bytes = max(self.run.peak_bytes, tensor_bytes([states, templates]))

@@ -183,7 +183,9 @@ class SamplerSite:
         lane.rule.after_call(call, decision.turned(computed, decision.why))
         lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:
-            return reuse(lane, call, original, arguments, _output_name(arguments))
+            result = reuse(lane, call, original, arguments, _output_name(arguments))
+            run.account_memory()
+            return result
         if decision.why == "inputs":  # the line from before holds no more
             lane.forecast = self.method.make_forecast(self.scope)
         call.latents = scaled(arguments["sample"], step.scale)

@@ -13,7 +13,7 @@ from torch import nn
 
 from xfuser_adacorr.model_executor.cache.methods.options import Literal, Method, compute_target
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
-from xfuser_adacorr.models.sequence_parallel import SequenceParallel
+from xfuser_adacorr.models.opensora.sequence_parallel import SequenceParallel
 
 from .pipefusion import PIPEFUSION_METHODS, PipelineStage
 
@@ -34,10 +34,13 @@ def is_xfuser_transformer(transformer: nn.Module) -> bool:
     return any(cls.__module__.startswith("xfuser.") for cls in type(transformer).__mro__)
 
 
-def find_scope(transformer: nn.Module, *, check_ranks: bool = False) -> DecisionScope:
+def find_scope(
+    transformer: nn.Module, *, at_sampler: bool = False, check_ranks: bool = False
+) -> DecisionScope:
     """The ranks that share this transformer's samples; none for a model that is not split.
 
-    Every rank has to ask, since a group may have to be made.
+    ``at_sampler``: the latents are those that the scheduler steps, where CFG parallelism has put
+    its branches together. Every rank has to ask, since a group may have to be made.
     """
     own = getattr(transformer, "sequence_parallel", None)
     if isinstance(own, SequenceParallel):
@@ -46,9 +49,12 @@ def find_scope(transformer: nn.Module, *, check_ranks: bool = False) -> Decision
     if state is None or not is_xfuser_transformer(transformer):
         return DecisionScope()
     legacy = LEGACY_WRAPPER in _class_names(transformer)
-    split = state.get_sp_group().world_size * state.get_cfg_group().world_size > 1
+    rows = state.get_sp_group().world_size > 1
+    branches = state.get_cfg_group().world_size > 1 and not at_sampler
     return DecisionScope(
-        _sample_group(state), latents_are_split=legacy and split, check_ranks=check_ranks
+        _sample_group(state),
+        latents_are_split=legacy and (rows or branches),
+        check_ranks=check_ranks,
     )
 
 

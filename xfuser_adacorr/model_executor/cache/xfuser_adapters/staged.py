@@ -57,6 +57,7 @@ from xfuser_adacorr.model_executor.cache.trace import (
     tensor_bytes,
 )
 
+from .last_stage import LastStageSteps
 from .pipefusion import FOLLOWED_METHODS, Followed, PipelineStage
 
 
@@ -82,6 +83,8 @@ class StagedRun:
     parts: dict[str, Part] = field(default_factory=dict)
     passed_on: dict[str, Tensor] = field(default_factory=dict)
     """The streams beside the output stream, as last computed."""
+    steps: LastStageSteps | None = None
+    """Last stage, under a multistep sampler: its steps, which repair."""
     peak_bytes: int = 0
 
 
@@ -145,8 +148,10 @@ class StagedSite:
     def reset(self) -> None:
         """End the run; its trace stays for `summary`."""
         if self.run is not None:
+            if self.run.steps is not None:
+                self.run.steps.release()
             self.run.parts.clear()
-            self.run.passed_on = {}
+            self.run.passed_on, self.run.steps = {}, None
             self.finished, self.run = self.run, None
 
     def summary(self) -> CacheSummary:
@@ -181,7 +186,8 @@ class StagedSite:
             output = self._correct(asked, output)
         part.last = asked.call.step
         states = [(p.lane.tensors() if p.lane else p.inside.tensors()) for p in self._parts()]
-        held = tensor_bytes([states, self.run.passed_on])
+        steps = self.run.steps.tensors() if self.run.steps is not None else []
+        held = tensor_bytes([states, steps, self.run.passed_on])
         self.run.peak_bytes = max(self.run.peak_bytes, held)
         return output
 
@@ -190,7 +196,8 @@ class StagedSite:
 
     def _part(self, given: Tensor) -> Part:
         """The part that this call is about; new timesteps or another layout begin another run."""
-        (scheduler, *_) = (unwrapped(each) for each in self.find_schedulers())
+        (stepper, *_) = self.find_schedulers()
+        scheduler = unwrapped(stepper)
         name = self._context + self.stage.patch
         layout = (tuple(given.shape), given.dtype, given.device)
         known = self.run.parts.get(name) if self.run is not None else None
@@ -200,31 +207,34 @@ class StagedSite:
             trace = Trace(self.method.name, config=self.method.to_dict())
             places = read_places(scheduler, latents_known=False)
             self.run, known = StagedRun(trace, scheduler.timesteps, places), None
-        return known or self._new_part(name, layout, scheduler)
+        return known or self._new_part(name, layout, stepper)
 
-    def _new_part(self, name: str, layout: tuple, scheduler: Any) -> Part:
+    def _new_part(self, name: str, layout: tuple, stepper: Any) -> Part:
         inside, lane = StackRule(self.stack.method, name), None
         if self.method.answers_steps:
             lane = Lane(
                 self.method.make_rule(None, {"": inside} if self.method.needs_blocks else {}),
                 self.method.make_forecast(self.scope),
-                self._repair(scheduler),
+                self._repair(stepper),
             )
             channels = config_of(self.model)["in_channels"]
             lane.forecast.view = lambda output: output[:, :channels] if output.ndim > 3 else output
         part = self.run.parts[name] = Part(name, layout, lane, inside)
         return part
 
-    def _repair(self, scheduler: Any) -> Repair:
-        """The last stage steps the scheduler, for one patch after the other: Euler steps alone can
-        be repaired."""
+    def _repair(self, stepper: Any) -> Repair:
+        """What the last stage, which steps the sampler, puts into the outputs of this part."""
         if not self.stage.is_last:
             return NoRepair()
-        if repair_of(scheduler) == "euler":
+        scheduler = unwrapped(stepper)
+        kind = repair_of(scheduler)
+        if kind == "euler":
             return EulerRepair()
-        warn_once(
-            f"{type(scheduler).__name__} under PipeFusion: AdaCorrection extrapolates without repair"
-        )
+        if kind == "resample" and not self.stage.patch:
+            self.run.steps = self.run.steps or LastStageSteps(stepper)
+            return NoRepair()
+        where = " in PipeFusion's patches" if kind == "resample" else ""
+        warn_once(f"{type(scheduler).__name__}{where}: AdaCorrection extrapolates without repair")
         return NoRepair()
 
     def _decide(self, asked: Asked, block: BlockCall) -> Decision:
@@ -289,6 +299,8 @@ class StagedSite:
             part.ticket = None if step.is_last else self.stage.ticket
         if not self.stage.is_last:
             return output
+        if self.run.steps is not None and not self.stage.patch:
+            self.run.steps.called(step, asked.decision.compute)
         if not asked.decision.compute:
             lane.repair.owe(step, lane.forecast.weights(step))
             sample = sample_of(part.template)

@@ -1,0 +1,150 @@
+"""Forecasts: lines through computed outputs, and how far they are trusted."""
+
+import math
+
+import pytest
+import torch
+
+from xfuser_adacorr.model_executor.cache.forecasts import (
+    FORECASTS,
+    DampedLine,
+    LastValue,
+    Line,
+    updated_damping,
+)
+from xfuser_adacorr.model_executor.cache.step import Step
+
+every_forecast = pytest.mark.parametrize("make", FORECASTS.values(), ids=FORECASTS)
+
+
+def at(coordinate):
+    return Step(0, coordinate, coordinate - 0.1, 5)
+
+
+def forecast_through(make, nodes):
+    """A forecast that has seen outputs: (coordinate, value) after (coordinate, value)."""
+    forecast = make()
+    for coordinate, value in nodes:
+        forecast.update(at(coordinate), torch.as_tensor(value))
+    return forecast
+
+
+def test_line_passes_through_both_refreshes():
+    line = forecast_through(Line, [(0.9, 1.3), (0.8, 1.1)])
+    assert line.weights(at(0.8)) == pytest.approx((1.0, 0.0))
+    assert line.weights(at(0.9)) == pytest.approx((0.0, 1.0))
+    assert float(line(at(0.8))) == pytest.approx(1.1)
+    assert float(line(at(0.9))) == pytest.approx(1.3)
+    assert float(line(at(0.5))) == pytest.approx(0.5)
+    line.slope_kept = 0.25
+    assert line.weights(at(0.5)) == pytest.approx((1.75, -0.75))
+
+
+@every_forecast
+def test_one_output_is_repeated_by_every_forecast(make):
+    forecast = forecast_through(make, [(0.8, [1.0, 2.0])])
+    assert forecast.weights(at(0.5)) == (1.0, 0.0)
+    stand_in = forecast(at(0.5))
+    assert stand_in.tolist() == [1.0, 2.0]
+    stand_in.zero_()  # others may write into it
+    assert forecast.v0.tolist() == [1.0, 2.0]
+
+
+def test_last_value_ignores_what_came_before():
+    forecast = forecast_through(LastValue, [(0.9, 7.0), (0.8, 2.0)])
+    assert forecast.weights(at(0.1)) == (1.0, 0.0)
+    assert float(forecast(at(0.1))) == 2.0
+
+
+@every_forecast
+def test_outputs_at_one_place_replace_each_other(make):
+    """PNDM calls the model twice at a timestep: a line needs two places."""
+    forecast = forecast_through(make, [(0.9, 5.0), (0.8, 2.0), (0.8, 3.0)])
+    assert (float(forecast.v0), float(forecast.v1)) == (3.0, 5.0)
+    assert (forecast.t0, forecast.t1) == (0.8, 0.9)
+    assert math.isfinite(float(forecast(at(0.7))))
+
+
+@every_forecast
+def test_missed_is_measured_against_the_forecast(make):
+    generator = torch.Generator().manual_seed(0)
+    v1, v0, fresh = torch.randn(3, 40, generator=generator, dtype=torch.float64)
+    forecast = forecast_through(make, [(0.9, v1), (0.8, v0)])
+    error, whole = (float(x) for x in forecast.missed(at(0.6), fresh))
+    line = v0 if make is LastValue else v0 + 2.0 * (v0 - v1)
+    assert error == pytest.approx(float((fresh - line).square().sum()))
+    assert whole == pytest.approx(float(fresh.square().sum()))
+
+
+@every_forecast
+def test_nothing_is_missed_before_anything_was_forecast(make):
+    forecast = make()
+    error, whole = (float(x) for x in forecast.missed(at(1.0), torch.ones(3)))
+    assert math.isnan(error) and whole == 3.0
+
+
+def test_missed_is_of_the_part_that_the_sampler_follows():
+    forecast = forecast_through(Line, [(0.9, [1.0, 100.0]), (0.8, [1.0, 0.0])])
+    forecast.view = lambda output: output[:1]
+    error, whole = (float(x) for x in forecast.missed(at(0.7), torch.tensor([2.0, 9.0])))
+    assert (error, whole) == (1.0, 4.0)
+
+
+def line_sums(predicted, happened):
+    return torch.stack([(happened * predicted).sum(), predicted.square().sum()])
+
+
+@pytest.mark.parametrize(
+    ("happened", "share"), [(1.0, 1.0), (3.0, 1.0), (0.5, 1.0), (0.2, 0.4), (0.0, 0.0), (-1.0, 0.0)]
+)
+def test_damping_is_the_share_of_the_slope_that_holds(happened, share):
+    """At half of the change the line errs as much as the last value: it still counts in full."""
+    predicted = torch.tensor([3.0, 4.0])
+    aside = torch.tensor([4.0, -3.0])  # says nothing about the slope
+    damping = updated_damping(0.8, line_sums(predicted, happened * predicted + aside))
+    assert float(damping) == pytest.approx(0.4 + 0.5 * share)
+
+
+def test_a_line_that_predicts_no_change_is_not_damped():
+    assert float(updated_damping(1.0, line_sums(torch.zeros(3), torch.ones(3)))) == 1.0
+
+
+def test_a_damped_line_learns_at_every_refresh():
+    """Values on a bend, by hand: 0, 1, 1.2 at equal distances; 0.2 of 1 held."""
+    forecast = forecast_through(DampedLine, [(0.9, [0.0]), (0.8, [1.0]), (0.7, [1.2])])
+    assert float(forecast.slope_kept) == pytest.approx(0.5 + 0.5 * 0.4)
+    assert float(forecast(at(0.6))) == pytest.approx(1.2 + 0.7 * 0.2)
+    undamped = forecast_through(Line, [(0.9, [0.0]), (0.8, [1.0]), (0.7, [1.2])])
+    assert float(undamped(at(0.6))) == pytest.approx(1.4)
+
+
+def test_sums_of_a_damped_line_are_added_up_over_the_ranks():
+    """Two halves of an output, each with the sums of both, learn what the whole one does."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(4, 10, generator=generator)
+    whole = DampedLine()
+    kept = []
+    for coordinate, output in zip((0.9, 0.8, 0.6, 0.5), outputs, strict=True):
+        whole.update(at(coordinate), output)
+        kept.append(float(whole.slope_kept))
+
+    sums = []
+    for half in (slice(0, 4), slice(4, 10)):
+        seen = []
+        line = DampedLine(lambda x, seen=seen: seen.append(x) or x)
+        for coordinate, output in zip((0.9, 0.8, 0.6, 0.5), outputs, strict=True):
+            line.update(at(coordinate), output[half])
+        sums.append(seen)
+    totals = [a + b for a, b in zip(*sums, strict=True)]
+    damping = 1.0
+    for total in totals:
+        damping = updated_damping(damping, total)
+    assert float(damping) == pytest.approx(kept[-1], rel=1e-5)
+
+
+def test_learning_reads_nothing_from_the_device(host_reads):
+    forecast = DampedLine()
+    for coordinate in (0.9, 0.8, 0.6):
+        forecast.update(at(coordinate), torch.ones(3))
+    forecast(at(0.5))
+    assert not host_reads

@@ -1,0 +1,101 @@
+"""Signals against their formulas in float64."""
+
+import math
+
+import pytest
+import torch
+
+from xfuser_adacorr.core.flops import count_flops
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
+from xfuser_adacorr.model_executor.cache.signals import (
+    l1_sums,
+    l2_sums,
+    latent_tokens,
+    ratio,
+    root_ratio,
+    token_std_sum,
+)
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 5, 7, generator=generator), torch.randn(2, 5, 7, generator=generator)
+
+
+def test_l1_ratio_is_the_relative_mean_absolute_change(pair):
+    x, reference = pair
+    expected = (x.double() - reference.double()).abs().mean() / reference.double().abs().mean()
+    assert ratio(*[s.item() for s in l1_sums(x, reference)]) == pytest.approx(
+        float(expected), rel=1e-6
+    )
+
+
+def test_l2_ratio_is_the_relative_norm_of_the_change(pair):
+    x, reference = pair
+    expected = (x.double() - reference.double()).norm() / reference.double().norm()
+    measured = root_ratio(*[s.item() for s in l2_sums(x, reference)])
+    assert measured == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_sums_over_token_shards_add_up_to_the_whole(pair):
+    x, reference = pair
+    for sums in (l1_sums, l2_sums):
+        shards = zip(x.split(2, dim=1), reference.split(2, dim=1), strict=True)
+        added = torch.stack([torch.stack(sums(*shard)) for shard in shards]).sum(0)
+        torch.testing.assert_close(added, torch.stack(sums(x, reference)))
+
+
+def test_statistics_of_bfloat16_are_taken_in_float32(pair):
+    x, reference = (t.bfloat16() for t in pair)
+    assert all(s.dtype == torch.float32 for s in [*l1_sums(x, reference), token_std_sum(x)])
+
+
+def test_token_std_is_the_population_deviation_over_channels(pair):
+    x = pair[0]
+    d = x.double()
+    expected = (d - d.mean(-1, keepdim=True)).square().mean(-1).sqrt().sum()
+    assert token_std_sum(x).item() == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (2, 7, 3, 4), (2, 7, 2, 3, 4)])
+def test_latents_are_tokens_of_their_channels(shape):
+    """Three axes are tokens already; of pictures and clips every place is one."""
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    tokens = latent_tokens(x)
+    if len(shape) == 3:
+        assert tokens is x
+    else:
+        assert tokens.shape == (2, math.prod(shape[2:]), 7)
+        assert torch.equal(tokens[1, -1], x.flatten(2)[1, :, -1])
+
+
+def test_ratio_of_something_to_nothing_is_infinite():
+    assert ratio(1.0, 0.0) == math.inf
+    assert ratio(0.0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("sums", [(math.nan, 1.0), (1.0, math.nan), (math.inf, math.inf)])
+def test_ratio_of_what_is_not_finite_is_infinite(sums):
+    """So that it is above every threshold: nothing is reused on the strength of it."""
+    assert ratio(*sums) == root_ratio(*sums) == math.inf
+
+
+def test_reading_nothing_touches_no_device():
+    assert DecisionScope().read([]) == []
+
+
+def test_groups_are_read_at_once_and_by_their_names(host_reads):
+    x = [torch.tensor(float(i)) for i in range(4)]
+    groups = {"a": x[:1], "b": [], "c": x[1:]}
+    assert DecisionScope().read_groups(groups, ["c"]) == {"a": [0.0], "b": [], "c": [1.0, 2.0, 3.0]}
+    assert host_reads == ["tolist"]
+
+
+def test_flops_of_a_linear_layer_and_attention_are_counted():
+    layer = torch.nn.Linear(8, 16)
+    _, flops = count_flops(layer, torch.randn(3, 8))
+    assert flops == 2 * 3 * 8 * 16
+    q = torch.randn(1, 2, 5, 8)
+    _, flops = count_flops(torch.nn.functional.scaled_dot_product_attention, q, q, q)
+    assert flops == 2 * (2 * 2 * 5 * 5 * 8)

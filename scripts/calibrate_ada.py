@@ -4,13 +4,13 @@ clips, beside the model."""
 import argparse
 
 from calibration_runs import add_steps, parse_arguments, run_pipeline, settings_of
+from xfuser_adacorr.model_executor.cache.codebook_fitting import RATES, AdaRecorder, step_shares
 
 from xfuser_adacorr.model_executor.cache.calibration import (
     ADA_FILE,
     AdaCalibration,
     save_ada_calibration,
 )
-from xfuser_adacorr.model_executor.cache.codebook_fitting import RATES, AdaRecorder, step_shares
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

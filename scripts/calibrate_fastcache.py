@@ -1,9 +1,9 @@
 """Fit FastCache's linear maps for a model and store them beside the model."""
 
 from calibration_runs import parse_arguments, run_pipeline, settings_of
+from xfuser_adacorr.model_executor.cache.fitting import FastRecorder
 
 from xfuser_adacorr.model_executor.cache.calibration import FAST_FILE, save_fast_maps
-from xfuser_adacorr.model_executor.cache.fitting import FastRecorder
 
 
 def main() -> None:

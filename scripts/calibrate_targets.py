@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from calibration_runs import load, parse_arguments, settings_of
 from tqdm.auto import tqdm
+from xfuser_adacorr.model_executor.cache.target_calibration import (
+    TARGETS_FILE,
+    save_target_calibration,
+)
+from xfuser_adacorr.model_executor.cache.target_fitting import TargetRecorder
 
 from benchmark.generate import make_picture
 from benchmark.metrics import psnr_db
@@ -15,11 +20,6 @@ from benchmark.sweeps import SWEEPS
 from benchmark.video_metrics import clip_psnr_db
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
 from xfuser_adacorr.model_executor.cache.engine import engine_of
-from xfuser_adacorr.model_executor.cache.target_calibration import (
-    TARGETS_FILE,
-    save_target_calibration,
-)
-from xfuser_adacorr.model_executor.cache.target_fitting import TargetRecorder
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
 """Fit TeaCache's polynomial for a model and store it beside the model."""
 
 from calibration_runs import parse_arguments, run_pipeline, settings_of
+from xfuser_adacorr.model_executor.cache.fitting import TeaRecorder
 
 from xfuser_adacorr.model_executor.cache.calibration import TEA_FILE, save_tea_polynomial
-from xfuser_adacorr.model_executor.cache.fitting import TeaRecorder
 
 
 def main() -> None:

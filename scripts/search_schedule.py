@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from calibration_runs import add_steps, final_latents, load, parse_arguments, settings_of
 from tqdm.auto import tqdm
-
-from benchmark.tuning import schedule_config
-from xfuser_adacorr import disable_cache, enable_cache
 from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
-from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
 from xfuser_adacorr.model_executor.cache.samplers import describe_sampler, log_snrs, read_schedule
 from xfuser_adacorr.model_executor.cache.stored_schedule import (
     ADACORRECTION,
@@ -22,6 +18,10 @@ from xfuser_adacorr.model_executor.cache.stored_schedule import (
     StoredSchedule,
     save_schedule,
 )
+
+from benchmark.tuning import schedule_config
+from xfuser_adacorr import disable_cache, enable_cache
+from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

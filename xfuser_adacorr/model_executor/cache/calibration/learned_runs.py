@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xfuser_adacorr.model_executor.cache.adacorrection import NoRepair
 from xfuser_adacorr.model_executor.cache.engine import Lane
-from xfuser_adacorr.model_executor.cache.flow_coordinates import direction, flow_points
+from xfuser_adacorr.model_executor.cache.flow_coordinates import FlowPoint, direction, flow_points
 from xfuser_adacorr.model_executor.cache.forecasts import LastValue
 from xfuser_adacorr.model_executor.cache.methods.auto import Auto
 from xfuser_adacorr.model_executor.cache.methods.learned import (
@@ -36,7 +36,7 @@ class Trajectories:
     """The uncached latents in flow coordinates, for every step and the end: ``[N + 1, R, D]`` a
     call, float32 in memory, or beyond ``memory_limit`` bytes in files of a temporary folder."""
 
-    def __init__(self, num_steps: int, memory_limit: float) -> None:
+    def __init__(self, num_steps: int, memory_limit: float = math.inf) -> None:
         self.num_steps, self.memory_limit = num_steps, memory_limit
         self._bytes = 0
         self._parts: dict[int, Tensor] = {}
@@ -60,6 +60,10 @@ class Trajectories:
     def at(self, place: int) -> Tensor:
         """y of all calls at a step, ``[K, D]``."""
         return torch.cat([self._parts[index][place] for index in sorted(self._parts)])
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """``(N + 1, R, D)`` of a call's part."""
+        return tuple(self._parts[index].shape)
 
     def check(self) -> None:
         """`ValueError` for latents that are not finite."""
@@ -97,21 +101,35 @@ class ClosedLoop:
 
     def record(self, finished: Callable[[int], None] = lambda index: None) -> None:
         """Run every call uncached, and keep its trajectory and its pictures."""
+        begun: set[int] = set()
 
         def lane(places: Places, stepper: Any, scope: Any) -> Lane:
             self._check_places(places, stepper)
+            if self.runs.index in begun:
+                raise ValueError(
+                    "calibration: a call of the pipeline may have one sampler and one run; this "
+                    "one has several"
+                )
+            begun.add(self.runs.index)
             if self.uncached is None:
                 self.uncached = Trajectories(len(places.steps), self._memory_limit)
             rule = OnCourse(range(len(places.steps)))
-            return Lane(rule, LastValue(), _Recorder(self, places))
+            recorder = Recorder(self.uncached, self.runs.index, flow_points(places))
+            return Lane(rule, LastValue(), recorder)
 
         outputs, _ = self.runs.run(lane, finished=finished)
         if self.uncached is None:
             raise ValueError("the pipeline took no step that could be recorded")
         self.uncached.check()
         self.pictures = [pictures_of(output) for output in outputs]
-        last = [self.uncached._parts[i] for i in range(len(self.runs.calls))]
-        self.rows = [part.shape[1] for part in last]
+        self.rows = [self.uncached.shape(i)[1] for i in range(len(self.runs.calls))]
+
+    def take_over(self, trajectories: Sequence[Trajectories], places: Places) -> None:
+        """Take what was recorded elsewhere, of one call each, all of it to be fitted on."""
+        self.places, self.uncached = places, Trajectories(len(places.steps))
+        self.uncached._parts = {i: each._parts[0] for i, each in enumerate(trajectories)}
+        self.rows = [self.uncached.shape(i)[1] for i in range(len(trajectories))]
+        self.fitted = torch.ones(sum(self.rows), dtype=torch.bool)
 
     def _check_places(self, places: Places, stepper: Any) -> None:
         unfit = unlearnable(stepper, places)
@@ -250,11 +268,11 @@ class ClosedLoop:
         return nearest_steps(range(steps), mean)
 
 
-class _Recorder(NoRepair):
-    """Notes the latents of every step."""
+class Recorder(NoRepair):
+    """Notes the latents of every step of a call."""
 
-    def __init__(self, loop: ClosedLoop, places: Places) -> None:
-        self.loop, self.index, self.points = loop, loop.runs.index, flow_points(places)
+    def __init__(self, trajectories: Trajectories, index: int, points: Sequence[FlowPoint]) -> None:
+        self.trajectories, self.index, self.points = trajectories, index, points
 
     def refresh(self, original, arguments, step: Step, fresh, forecast) -> Any:
         unfit = cannot_follow(step, arguments) if step.index == 0 else None
@@ -267,7 +285,7 @@ class _Recorder(NoRepair):
         return result
 
     def _note(self, place: int, latents: Tensor) -> None:
-        self.loop.uncached.note(self.index, place, self.points[place].to_flow(latents))
+        self.trajectories.note(self.index, place, self.points[place].to_flow(latents))
 
 
 class _FittedMoves:

@@ -203,6 +203,8 @@ def _copied(pipe: Any) -> Any:
 def _arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     """With generators made from the seeds, so that every run draws the same noise."""
     arguments = dict(call)
+    if "noise" in arguments:
+        return arguments | arguments.pop("noise")()
     seeds = arguments.pop("seeds")
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     arguments["generator"] = generators[0] if len(generators) == 1 else generators

@@ -53,6 +53,9 @@ class Auto(Method):
     run; else, and where there is none, Auto's own rule."""
     plan: str | None = None
     """File of learned plans, in place of the one beside the model."""
+    learn: int | None = None
+    """With ``target_compute`` or ``target_speedup``, where no plan is found: compute so many
+    generations in full, fit a plan to them, and follow it from then on."""
     bound: Any = field(default=None, repr=False, compare=False)
     """The `BoundPlans` of the pipeline."""
 
@@ -68,6 +71,11 @@ class Auto(Method):
             raise ValueError("tolerance and target_psnr: give one of them")
         if self.target_psnr is not None and not self.use_plan:
             raise ValueError("target_psnr needs a learned plan: use_plan must be True")
+        check_count("learn", self.learn, least=1, optional=True)
+        if self.learn is not None and not (self.use_plan and self.needs_steps and not self.warmup):
+            raise ValueError(
+                "learn acts with target_compute or target_speedup, use_plan=True and no warmup"
+            )
         if self.plan is not None and not (self.use_plan and self.has_target):
             raise ValueError(
                 "plan acts with target_compute, target_speedup or target_psnr, and use_plan=True"

@@ -82,6 +82,10 @@ class Replay(Method):
 
     def _recorded(self, lane):
         plan, lane.rule = lane.rule.plan, Recorded(self.trace)
+        if self.trace.plan is not None and plan is None:
+            raise ValueError(
+                f"trace: it followed the plan {self.trace.plan['plan']}, which does not fit this run"
+            )
         lane.rule.plan = plan
         return lane
 

@@ -1,6 +1,6 @@
 """`calibrate_learned`: what it asks of a pipeline, stores, refuses, and resumes."""
 
-import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +9,10 @@ from tests.cache.methods.test_learned import SAMPLERS, STEPS, Loop, calibrated, 
 from tests.pipelines import CASES
 from xfuser_adacorr import Auto, calibrate_learned, enable_cache
 from xfuser_adacorr.model_executor.cache.calibration import learned as calibration
-from xfuser_adacorr.model_executor.cache.calibration.learned import batched_calls
+from xfuser_adacorr.model_executor.cache.calibration import plan_file
 from xfuser_adacorr.model_executor.cache.calibration.learned_runs import ClosedLoop
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
+from xfuser_adacorr.model_executor.cache.calibration.prompt_calls import batched_calls
 
 
 @pytest.fixture
@@ -108,7 +109,9 @@ def test_an_interrupted_calibration_goes_on(pipe, path, monkeypatch):
     monkeypatch.setattr(calibration, "find_course", interrupted)
     with pytest.raises(KeyboardInterrupt):
         calibrated(pipe, other)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is of another calibration \(seed differ"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint: .* another calibration \(prompts_digest, seed"
+    ):
         calibrated(pipe, other, seed=3)
     resumed = calibrated(pipe, other)
     assert counts == [3, 6, 6]
@@ -176,8 +179,12 @@ def test_prompts_are_batched_with_their_own_noise():
 
 def test_nothing_half_written_is_left(pipe, path, monkeypatch):
     calibrated(pipe, path)
-    before = open(path).read()
-    monkeypatch.setattr(calibration.Plan, "__init__", None)
-    with pytest.raises(TypeError):
-        calibrated(pipe, path)
-    assert open(path).read() == before and json.loads(before)["method"] == "Learned"
+    before = Path(path).read_text()
+
+    def broken(*paths):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(plan_file.os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        calibrated(pipe, path, seed=1)
+    assert Path(path).read_text() == before

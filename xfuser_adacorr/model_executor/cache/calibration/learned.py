@@ -9,8 +9,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from xfuser_adacorr.model_executor.cache.methods.options import check_count, check_number
@@ -28,13 +26,13 @@ from .plan_file import (
     package_versions,
     write_whole,
 )
+from .prompt_calls import batched_calls
 from .search import Steps, near_moves, search_schedule
 
 BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 SEARCH_EVALUATIONS = 60
 AUTO_CALLS = 4
 """Calls whose steps under `Auto` are averaged to begin a search from."""
-SEVERAL = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 def calibrate_learned(
@@ -229,46 +227,7 @@ def starting_schedules(loop: ClosedLoop, count: int, given: Sequence[Steps] = ()
     return list(dict.fromkeys(starts))
 
 
-# -- what is asked of the pipeline ---------------------------------------------------------------
-
-
-def batched_calls(
-    prompts: Sequence[str | Mapping[str, Any]], batch_size: int, seed: int, call: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Arguments of each call: ``batch_size`` prompts together, and the ``seeds`` of their noise."""
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts must be a list of texts or of arguments, got {prompts!r}")
-    several = [name for name in SEVERAL if call.get(name) not in (None, 1)]
-    if several or "generator" in call:
-        raise ValueError(
-            f"{(several or ['generator'])[0]}: every prompt is sampled once, from its own seed"
-        )
-    entries = [{"prompt": each} if isinstance(each, str) else dict(each) for each in prompts]
-    seeds = [int(entry.pop("seed", seed + place)) for place, entry in enumerate(entries)]
-    return [
-        {
-            **_merged(entries[start : start + batch_size]),
-            **call,
-            "seeds": seeds[start : start + batch_size],
-        }
-        for start in range(0, len(entries), batch_size)
-    ]
-
-
-def _merged(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Arguments of one call for several prompts: texts become lists, lists longer ones."""
-    if len(entries) == 1:
-        return dict(entries[0])
-    merged = {}
-    for key in entries[0]:
-        values = [entry.get(key) for entry in entries]
-        if all(isinstance(value, Tensor) for value in values):
-            merged[key] = torch.cat(values)
-        elif all(isinstance(value, list) for value in values):
-            merged[key] = [item for value in values for item in value]
-        else:
-            merged[key] = values
-    return merged
+# -- options and files ---------------------------------------------------------------------------
 
 
 def _output_type(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:

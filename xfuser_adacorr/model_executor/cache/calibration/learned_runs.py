@@ -1,79 +1,29 @@
 """What learned correction is fitted from: uncached trajectories, and runs along a schedule."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.adacorrection import NoRepair
+from xfuser_adacorr.model_executor.cache.adacorrection.straight_line import StraightLine
 from xfuser_adacorr.model_executor.cache.engine import Lane
-from xfuser_adacorr.model_executor.cache.flow_coordinates import FlowPoint, direction, flow_points
+from xfuser_adacorr.model_executor.cache.flow_coordinates import direction, flow_points
 from xfuser_adacorr.model_executor.cache.forecasts import LastValue
 from xfuser_adacorr.model_executor.cache.methods.auto import Auto
 from xfuser_adacorr.model_executor.cache.methods.learned import (
     OnCourse,
-    StraightLine,
-    cannot_follow,
-    latents_of,
     told_guidance,
     unlearnable,
 )
+from xfuser_adacorr.model_executor.cache.refreshes import nearest_steps
 from xfuser_adacorr.model_executor.cache.schedulers import Places
-from xfuser_adacorr.model_executor.cache.step import Step
 
 from .learned_fit import RIDGE, ROUNDS, ScheduleFit
+from .pictures import pictures_of, psnr
 from .side_by_side import SideBySide, UntilTheEnd
-
-PSNR_CAP_DB = 100.0
-
-
-class Trajectories:
-    """The uncached latents in flow coordinates, for every step and the end: ``[N + 1, R, D]`` a
-    call, float32 in memory, or beyond ``memory_limit`` bytes in files of a temporary folder."""
-
-    def __init__(self, num_steps: int, memory_limit: float = math.inf) -> None:
-        self.num_steps, self.memory_limit = num_steps, memory_limit
-        self._bytes = 0
-        self._parts: dict[int, Tensor] = {}
-        self._folder: tempfile.TemporaryDirectory | None = None
-
-    def note(self, index: int, place: int, y: Tensor) -> None:
-        """Keep y ``[R, ...]`` of call ``index`` at step ``place``."""
-        if index not in self._parts:
-            self._parts[index] = self._room((self.num_steps + 1, len(y), y[0].numel()), index)
-        self._parts[index][place] = y.flatten(1).cpu()
-
-    def _room(self, shape: tuple[int, ...], index: int) -> Tensor:
-        count = math.prod(shape)
-        self._bytes += 4 * count
-        if self._bytes <= self.memory_limit:
-            return torch.empty(shape)
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="learned-")
-        path = str(Path(self._folder.name) / f"{index}.bin")
-        return torch.from_file(path, shared=True, size=count).view(shape)
-
-    def at(self, place: int) -> Tensor:
-        """y of all calls at a step, ``[K, D]``."""
-        return torch.cat([self._parts[index][place] for index in sorted(self._parts)])
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        """``(N + 1, R, D)`` of a call's part."""
-        return tuple(self._parts[index].shape)
-
-    def check(self) -> None:
-        """`ValueError` for latents that are not finite."""
-        for index in sorted(self._parts):
-            bad = ~self._parts[index].isfinite().all(dim=2).all(dim=0)
-            if bad.any():
-                raise ValueError(
-                    f"prompts: the uncached latents of call {index}, sample "
-                    f"{int(bad.nonzero()[0])}, are not finite"
-                )
+from .trajectories import Recorder, Trajectories
 
 
 class ClosedLoop:
@@ -174,7 +124,8 @@ class ClosedLoop:
     ) -> tuple[ScheduleFit, Tensor, list[Any]]:
         """Fit a schedule: the fit, the final y ``[K, D]``, and the outputs if ``to_the_end``.
 
-        ``rounds`` as in `fit_gap`: of 1 all samples count alike. What a ``known`` fit has in common with it is not computed again, but for the first step.
+        ``rounds`` as in `fit_gap`: of 1 all samples count alike. What a ``known`` fit has in
+        common with it is not computed again, but for the first step.
         """
         fit = ScheduleFit(schedule, self.times, self.fitted, RIDGE, rounds)
         shared = fit.begin_as(known) if known is not None else 0
@@ -263,29 +214,7 @@ class ClosedLoop:
         taken = [[c.step_index for c in trace.calls if c.refreshed] for trace in traces]
         length = min(count, *(len(each) for each in taken))
         mean = [sum(each[k] for each in taken) / len(taken) for k in range(length)]
-        from xfuser_adacorr.model_executor.cache.refreshes import nearest_steps
-
         return nearest_steps(range(steps), mean)
-
-
-class Recorder(NoRepair):
-    """Notes the latents of every step of a call."""
-
-    def __init__(self, trajectories: Trajectories, index: int, points: Sequence[FlowPoint]) -> None:
-        self.trajectories, self.index, self.points = trajectories, index, points
-
-    def refresh(self, original, arguments, step: Step, fresh, forecast) -> Any:
-        unfit = cannot_follow(step, arguments) if step.index == 0 else None
-        if unfit is not None:
-            raise ValueError(f"calibration: {unfit}")
-        self._note(step.index, arguments["sample"])
-        result = original(**arguments)
-        if step.is_last:
-            self._note(step.index + 1, latents_of(result))
-        return result
-
-    def _note(self, place: int, latents: Tensor) -> None:
-        self.trajectories.note(self.index, place, self.points[place].to_flow(latents))
 
 
 class _FittedMoves:
@@ -299,27 +228,3 @@ class _FittedMoves:
 
     def tensors(self) -> list[Tensor]:
         return []
-
-
-def psnr(squared_error: Tensor, peak: Tensor) -> Tensor:
-    """In dB, at most `PSNR_CAP_DB`."""
-    return (10.0 * torch.log10(peak.square() / squared_error)).clamp(max=PSNR_CAP_DB)
-
-
-def pictures_of(output: Any) -> Tensor:
-    """What a pipeline returned first, as float tensors ``[n, ...]``; pictures in [0, 1]."""
-    first = next(iter(output.values())) if isinstance(output, dict) else output
-    first = first[0] if isinstance(first, tuple) else first
-    if isinstance(first, Tensor):
-        return first.detach().float().cpu()
-    if isinstance(first, numpy.ndarray):
-        return torch.from_numpy(first).float()
-    parts = [numpy.asarray(_of_frames(each)) for each in first]
-    whole = torch.from_numpy(numpy.stack(parts))
-    return whole.float() / 255.0 if whole.dtype == torch.uint8 else whole.float()
-
-
-def _of_frames(picture: Any) -> Any:
-    if isinstance(picture, list):  # frames of a clip
-        return numpy.stack([numpy.asarray(frame) for frame in picture])
-    return picture.cpu() if isinstance(picture, Tensor) else picture

@@ -84,7 +84,7 @@ class Replay(Method):
         plan, lane.rule = lane.rule.plan, Recorded(self.trace)
         if self.trace.plan is not None and plan is None:
             raise ValueError(
-                f"trace: it followed the plan {self.trace.plan['plan']}, which does not fit this run"
+                f"trace: it followed the plan {self.trace.plan['plan']!r}, which this run does not"
             )
         lane.rule.plan = plan
         return lane

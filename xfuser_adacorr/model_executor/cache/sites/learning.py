@@ -11,17 +11,14 @@ import torch
 from torch import Generator
 
 from xfuser_adacorr.model_executor.cache.calibration.learned import fitted_course
-from xfuser_adacorr.model_executor.cache.calibration.learned_runs import (
-    ClosedLoop,
-    Recorder,
-    Trajectories,
-)
+from xfuser_adacorr.model_executor.cache.calibration.learned_runs import ClosedLoop
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import (
     Plan,
     PlanFile,
     fingerprints,
     package_versions,
 )
+from xfuser_adacorr.model_executor.cache.calibration.trajectories import Recorder, Trajectories
 from xfuser_adacorr.model_executor.cache.engine import Lane
 from xfuser_adacorr.model_executor.cache.flow_coordinates import flow_points
 from xfuser_adacorr.model_executor.cache.forecasts import LastValue

@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration_runs import add_steps, final_latents, load, parse_arguments, settings_of
+from calibrate import final_latents, load, make_parser, read_arguments, settings_of
 from tqdm.auto import tqdm
-from xfuser_adacorr.core.schedule_search import Steps, even_starts, search_schedule
-from xfuser_adacorr.model_executor.cache.samplers import describe_sampler, log_snrs, read_schedule
-from xfuser_adacorr.model_executor.cache.stored_schedule import (
-    ADACORRECTION,
-    SCHEDULE_FILE,
-    StoredSchedule,
-    save_schedule,
-)
 
-from benchmark.tuning import schedule_config
+from benchmark.models.package import (
+    SCHEDULE_FILE,
+    Steps,
+    StoredSchedule,
+    describe_sampler,
+    even_starts,
+    log_snrs,
+    model_fingerprint,
+    read_places,
+    save_schedule,
+    search_schedule,
+)
+from benchmark.run.tuning import ADACORRECTION, schedule_config
 from xfuser_adacorr import disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_steps(parser)
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--compute_fraction", type=float, help="share of the steps computed")
     budget.add_argument("--computed_steps", type=int, help="the same as a number of steps")
@@ -108,7 +110,11 @@ class Checkpoint:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, SCHEDULE_FILE, add_options)
+    parser = make_parser(__doc__, SCHEDULE_FILE)
+    add_options(parser)
+    arguments = read_arguments(parser)
+    if arguments.output.is_dir():
+        arguments.output = arguments.output / SCHEDULE_FILE
     budget, steps = budget_of(arguments), arguments.num_inference_steps
     pipe, entries = load(arguments.settings)
     settings = {
@@ -122,7 +128,7 @@ def main() -> None:
     identity = {**settings, "fingerprint": model_fingerprint(pipe.transformer)}
     checkpoint = Checkpoint(path, {**identity, "sampler": describe_sampler(pipe.scheduler)})
     score = LatentsScore(pipe, entries, arguments)  # and with it the run's noise levels
-    levels, logs = read_schedule(pipe.scheduler).coordinates, log_snrs(pipe.scheduler)
+    levels, logs = read_places(pipe.scheduler).coordinates, log_snrs(pipe.scheduler)
     starts = even_starts(logs, budget)
     bar = tqdm(initial=len(checkpoint.scores), total=arguments.max_evaluations, unit="schedule")
 

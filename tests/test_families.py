@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from xfuser_adacorr.model_executor.cache.blocks import block_stack
 
 from tests.tiny_families import (
     BY_NAME,
@@ -25,7 +26,6 @@ from xfuser_adacorr import (
     is_cache_enabled,
     reset_cache,
 )
-from xfuser_adacorr.model_executor.cache.blocks import block_stack
 from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
 from xfuser_adacorr.model_executor.cache.engine import engine_of
 

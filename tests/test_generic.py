@@ -22,22 +22,8 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.generic import (
 )
 from xfuser_adacorr.model_executor.cache.sites.blocks import BlockRunner, StreamLayout
 
-ADDED_BETWEEN = "Fast loses what a model adds to a stream between its blocks"
-KNOWN = {
-    ("WanVACETransformer3DModel", "Fast"): ADDED_BETWEEN,
-    ("WanAnimateTransformer3DModel", "Fast"): ADDED_BETWEEN,
-    ("LatteTransformer3DModel", "Fast"): ADDED_BETWEEN,
-}
-"""What does not work yet."""
 
-
-def case(name, method):
-    why = KNOWN.get((name, method))
-    marks = [pytest.mark.xfail(reason=why, strict=True)] if why else []
-    return pytest.param(name, method, id=f"{name}-{method}", marks=marks)
-
-
-@pytest.mark.parametrize(("name", "method"), [case(*pair) for pair in product(MODELS, METHODS)])
+@pytest.mark.parametrize(("name", "method"), product(MODELS, METHODS))
 def test_a_stack_method_runs_on_an_inferred_family(name, method, own_registry):
     assert problem(name, method) is None
 

@@ -1,5 +1,7 @@
 """The engine against AdaCorrection on one page."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -68,7 +70,7 @@ def test_outputs_that_are_linear_in_sigma_are_sampled_exactly():
 
     x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(4)).double()
     plain = x
-    for s, s_next in zip(sigmas, sigmas[1:], strict=False):
+    for s, s_next in pairwise(sigmas):
         plain = plain + (s_next - s) * velocity(plain, s)
     sampled, computed = sample(velocity, x, sigmas, tolerance=1.0)
     assert len(computed) < 8

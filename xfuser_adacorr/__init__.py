@@ -25,6 +25,7 @@ _HOMES = {
         "is_cache_enabled",
         "reset_cache",
     ),
+    f"{_CACHE}.calibration.calibrate": ("calibrate",),
     f"{_CACHE}.calibration.learned": ("calibrate_learned",),
     f"{_CACHE}.methods.ada": ("Ada",),
     f"{_CACHE}.methods.auto": ("Auto",),

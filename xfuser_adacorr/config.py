@@ -55,7 +55,7 @@ SCHEDULE_NAMES = ("schedule", "stand_in", "calibration")
 def flat_names(method: type[Method]) -> dict[str, str]:
     """Flat keyword -> field of a method's own options, without those of its correction."""
     own = {f.name for f in fields(method)} - set(NOT_FLAT)
-    names = CORRECTION_NAMES if method is Auto else {}
+    names = CORRECTION_NAMES if issubclass(method, Auto) else {}
     return {names.get(name, FLAT_NAMES.get(name, name)): name for name in sorted(own)}
 
 

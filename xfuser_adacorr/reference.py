@@ -1,6 +1,7 @@
 """AdaCorrection on Euler steps, on one page: what the tests compare the engine with."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import sqrt
 
 from torch import Tensor
@@ -25,7 +26,7 @@ def sample(
     x0, deviation0 = x, deviation(x)  # latents of the last refresh
     keep, skipped, computed = 1.0, [], []  # share of the line's slope; [(s, s_next, forecast)]
     last = len(sigmas) - 2
-    for i, (s, s_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
         line = v0 if v1 is None else v0 + keep * (s - s0) / (s0 - s1) * (v0 - v1)
         drift = expected = None
         compute = v0 is None

@@ -15,9 +15,7 @@ def _enable(
     pipe: Any, options: dict[str, Any], run: Run, calibrator: Any = None
 ) -> Callable[[], None]:
     config = cache_dit.DBCacheConfig(
-        num_inference_steps=run.num_inference_steps,
-        enable_separate_cfg=run.true_cfg,
-        **options,
+        num_inference_steps=run.num_inference_steps, enable_separate_cfg=run.true_cfg, **options
     )
     cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
     return lambda: cache_dit.disable_cache(pipe)

@@ -68,7 +68,7 @@ _TAYLORSEER_CACHED = {
     "STDiT3Transformer3DModel": (r"(spatial|temporal)_blocks\.\d+\.(attn|cross_attn|mlp)",),
 }
 _TAYLORSEER_SKIPPED = {
-    "FluxTransformer2DModel": (r"single_transformer_blocks\.\d+\.(attn|proj_mlp)",),
+    "FluxTransformer2DModel": (r"single_transformer_blocks\.\d+\.(attn|proj_mlp)",)
 }
 _LAST_LAYER = {"DiTTransformer2DModel": r"proj_out_2"}
 

@@ -58,11 +58,7 @@ def _forecast_db_cache(thresholds: Sequence[float], steps: int) -> Settings:
 
 def _steps_mask(thresholds: Sequence[float], steps: int) -> Settings:
     return [
-        {
-            **_db_cache(ALWAYS, 1, -1),
-            "mask_policy": policy,
-            "steps_computation_policy": "static",
-        }
+        {**_db_cache(ALWAYS, 1, -1), "mask_policy": policy, "steps_computation_policy": "static"}
         for policy in ("slow", "medium", "fast", "ultra")
     ]
 

@@ -12,15 +12,14 @@ from benchmark.peers import Run
 from benchmark.peers.restoring import before_every_picture
 from xfuser_adacorr.model_executor.cache.xfuser_adapters.platform import load_xfuser
 
-load_xfuser()  # also where there is no accelerator
 
-from xfuser.model_executor.cache import utils  # noqa: E402
-from xfuser.model_executor.cache.adapters.flux import apply_fbcache, apply_teacache  # noqa: E402
-
-
-def _enable(apply: Callable[..., Any]) -> Callable[..., Callable[[], None]]:
+def _enable(name: str) -> Callable[..., Callable[[], None]]:
     def enable(pipe: Any, options: dict[str, Any], run: Run) -> Callable[[], None]:
-        transformer = pipe.transformer
+        load_xfuser()  # also where there is no accelerator, which a plain import does not survive
+        from xfuser.model_executor.cache import utils
+        from xfuser.model_executor.cache.adapters import flux
+
+        apply, transformer = getattr(flux, f"apply_{name}"), pipe.transformer
         blocks = transformer.transformer_blocks
         single_blocks = transformer.single_transformer_blocks
         alone = mock.patch.object(utils, "get_sequence_parallel_world_size", lambda: 1)
@@ -43,5 +42,5 @@ def _enable(apply: Callable[..., Any]) -> Callable[..., Callable[[], None]]:
     return enable
 
 
-ENABLE = {"fbcache": _enable(apply_fbcache), "teacache": _enable(apply_teacache)}
+ENABLE = {name: _enable(name) for name in ("fbcache", "teacache")}
 """By method: (pipeline, options, run) -> what ends it."""

@@ -1,4 +1,4 @@
-"""A small classifier of clips: judge of prompts, and feature network for FID-style distances."""
+"""A small classifier of clips: judge of prompts, and feature network for Fréchet distances."""
 
 from collections.abc import Sequence
 

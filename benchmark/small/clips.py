@@ -3,14 +3,7 @@
 import torch
 
 from benchmark.small.motion import DIRECTIONS
-from benchmark.small.pictures import (
-    PALETTE,
-    SHADE,
-    SIZE,
-    paint,
-    pattern_shade,
-    shape_distance,
-)
+from benchmark.small.pictures import PALETTE, SHADE, SIZE, paint, pattern_shade, shape_distance
 
 FRAMES = 16
 PIXELS_A_FRAME = (0.7, 1.9)

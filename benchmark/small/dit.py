@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from torch import nn
 
 from benchmark.small.autoencoder import absorb_shift, encode_pictures
-from benchmark.small.calling import in_batches
 from benchmark.small.family import SmallFamily, TrainingConfig
 from benchmark.small.initialisation import copy_input_, zero_
 from benchmark.small.judge import Judge, label_accuracy
@@ -106,26 +106,9 @@ def loss(model: nn.ModuleDict, batch: NoiseBatch) -> torch.Tensor:
     return noise_loss(prediction, batch)
 
 
-def generate(
-    pipeline: DiTPipeline,
-    names: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
-) -> torch.Tensor:
-    """Pictures [N, 3, 64, 64] in [0, 1] for class names, each with noise from its own seed."""
-
-    def call(names: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        return pipeline(
-            pipeline.get_label_ids(names),
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            output_type="pt",
-        ).images
-
-    return in_batches(pipeline, call, names, seeds, batch_size)
+def call(pipeline: DiTPipeline, names: list[str], guidance_scale: float) -> dict[str, Any]:
+    """Arguments of the pipeline for class names."""
+    return {"class_labels": pipeline.get_label_ids(names), "guidance_scale": guidance_scale}
 
 
 def accuracy(judge: Judge, pictures: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -141,6 +124,6 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=loss,
-    generate=generate,
+    call=call,
     accuracy=accuracy,
 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 from diffusers import DiffusionPipeline
 
 from benchmark.small.family import SmallFamily
@@ -40,10 +41,7 @@ def split_accuracy(
 
 
 def accuracy_table(
-    family: SmallFamily,
-    pipeline: DiffusionPipeline,
-    judge: Any,
-    runs: Sequence[Run] | None = None,
+    family: SmallFamily, pipeline: DiffusionPipeline, judge: Any, runs: Sequence[Run] | None = None
 ) -> list[dict[str, float | int | str]]:
     """A row for each run, by default those of the model cards."""
     rows = []
@@ -60,7 +58,7 @@ def write_card_pictures(
     entries = read_entries(family.name, "test", 8 if family.clips else 32)
     images = family.generate(pipeline, entries.texts, entries.seeds, steps=50)
     save_grid(clip_rows(images) if family.clips else images, output / "samples.png")
-    (output / "loss.svg").write_text(loss_svg(records))
+    draw_loss(records, output / "loss.svg")
 
 
 def read_loss_log(path: Path) -> list[dict[str, float]]:
@@ -69,40 +67,14 @@ def read_loss_log(path: Path) -> list[dict[str, float]]:
     return sorted({record["step"]: record for record in records}.values(), key=_step)
 
 
-def loss_svg(records: list[dict[str, float]], width: int = 560, height: int = 240) -> str:
-    """The loss over the steps as an SVG line, records being those of the training's log."""
-    last, top = records[-1]["step"], 1.0
-    left, bottom = 40, height - 30
-
-    def x(step: float) -> float:
-        return left + (width - left - 10) * step / last
-
-    def y(loss: float) -> float:
-        return bottom - (bottom - 10) * min(loss, top) / top
-
-    points = " ".join(f"{x(r['step']):.1f},{y(r['loss']):.1f}" for r in records)
-    lines = [
-        f'<line x1="{left}" x2="{width - 10}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#ddd"/>'
-        f'<text x="{left - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
-        for v in (0, 0.25, 0.5, 0.75, 1)
-    ]
-    apart = 500 if last < 5000 else 1000
-    labels = [
-        f'<text x="{x(v):.1f}" y="{bottom + 16}" text-anchor="middle">{v}</text>'
-        for v in range(0, int(last) + 1, apart)
-    ]
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            'font-family="sans-serif" font-size="11">',
-            f'<rect width="{width}" height="{height}" fill="white"/>',
-            *lines,
-            *labels,
-            f'<polyline points="{points}" fill="none" stroke="#2060c0" stroke-width="1.5"/>',
-            f'<text x="{width - 10}" y="{height - 2}" text-anchor="end">training step</text>',
-            "</svg>\n",
-        ]
-    )
+def draw_loss(records: list[dict[str, float]], path: Path) -> None:
+    """The loss over the steps as a picture file, records being those of the training's log."""
+    figure, axis = plt.subplots(figsize=(5.6, 2.4))
+    axis.plot([r["step"] for r in records], [r["loss"] for r in records], linewidth=1)
+    axis.set(xlabel="training step", ylim=(0, 1))
+    axis.grid(alpha=0.3)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
 
 
 def _step(record: dict[str, float]) -> float:

@@ -76,21 +76,6 @@ class Examples(Protocol):
         """Draws one step's tensors; `empty_share` of the conditions become the empty one."""
 
 
-class Generate(Protocol):
-    """Calls a pipeline as a user would."""
-
-    def __call__(
-        self,
-        pipeline: DiffusionPipeline,
-        texts: Sequence[str],
-        seeds: Sequence[int],
-        steps: int,
-        guidance_scale: float = 1.0,
-        batch_size: int = ...,
-    ) -> torch.Tensor:
-        """Pictures [N, 3, 64, 64] or clips [N, 16, 3, 64, 64] in [0, 1], a seed for each text."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmallFamily:
     """One small pipeline: how it is built, trained, called and judged."""
@@ -116,7 +101,8 @@ class SmallFamily:
     loss: Callable[[nn.ModuleDict, Any], torch.Tensor]
     """The trained components and a batch -> the loss."""
 
-    generate: Generate
+    call: Callable[[Any, list[str], float], dict[str, Any]]
+    """(pipeline, texts, guidance scale) -> arguments of the pipeline."""
 
     accuracy: Callable[[Any, torch.Tensor, Sequence[str]], dict[str, float]]
     """The judge, what was generated, and the texts -> shares `attributes` and `whole`."""
@@ -126,3 +112,29 @@ class SmallFamily:
 
     clips: bool = False
     """Whether clips are generated, not pictures."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pipeline: DiffusionPipeline,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance_scale: float = 1.0,
+    ) -> torch.Tensor:
+        """Pictures [N, 3, 64, 64] or clips [N, 16, 3, 64, 64] in [0, 1], float32 on the CPU.
+
+        Each has noise from its own seed, so that batches do not matter.
+        """
+        pipeline.set_progress_bar_config(disable=True)
+        generated, size = [], 4 if self.clips else 32
+        for first in range(0, len(texts), size):
+            batch = slice(first, first + size)
+            output = pipeline(
+                **self.call(pipeline, list(texts[batch]), guidance_scale),
+                num_inference_steps=steps,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
+                output_type="pt",
+            )
+            generated.append(output[0].float().cpu())
+        return torch.cat(generated)

@@ -1,8 +1,8 @@
 """The small FLUX pipeline: its components, its examples and loss, and how it is called."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -15,7 +15,6 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmark.small.autoencoder import encode_pictures, training_pictures
-from benchmark.small.calling import in_batches
 from benchmark.small.family import SmallFamily, TrainingConfig
 from benchmark.small.initialisation import zero_
 from benchmark.small.judge import Judge
@@ -113,7 +112,7 @@ def tokenise_labels(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class FluxBatch:
     """One step's tensors."""
 
     noisy: torch.Tensor
@@ -150,7 +149,7 @@ class FluxExamples:
 
     def batch(
         self, size: int, empty_share: float, generator: torch.Generator, device: str
-    ) -> Batch:
+    ) -> FluxBatch:
         """Draws pictures, noise and noise levels; `empty_share` of the prompts become empty."""
         chosen = torch.randint(len(self.latents), (size,), generator=generator)
         dropped = torch.rand(size, 1, generator=generator) < empty_share
@@ -161,7 +160,7 @@ class FluxExamples:
         clean = self.latents[chosen].float()
         noise = torch.randn(clean.shape, generator=generator)
         sigma = sample_sigmas(size, generator)
-        return Batch(
+        return FluxBatch(
             noisy=torch.lerp(clean, noise, sigma.view(-1, 1, 1)).to(device),
             velocity=(noise - clean).to(device),
             sigma=sigma.to(device),
@@ -185,7 +184,7 @@ def load_examples(pipeline: FluxPipeline, number: int, seed: int, path: Path) ->
     )
 
 
-def flow_loss(model: nn.ModuleDict, batch: Batch) -> torch.Tensor:
+def flow_loss(model: nn.ModuleDict, batch: FluxBatch) -> torch.Tensor:
     """Mean squared error of the predicted velocity, with the pipeline's own arguments."""
     sequence = model["text_encoder_2"](batch.t5_ids)[0]
     velocity = model["transformer"](
@@ -214,33 +213,16 @@ def warm_up(pipeline: FluxPipeline) -> float:
     )
 
 
-def generate(
-    pipeline: FluxPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
-) -> torch.Tensor:
-    """Pictures [N, 3, 64, 64] in [0, 1] for prompts, each with noise from its own seed.
-
-    `guidance_scale` above 1 is true guidance by the empty prompt.
-    """
-
-    def call(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        guidance = {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance_scale}
-        return pipeline(
-            prompts,
-            height=64,
-            width=64,
-            num_inference_steps=steps,
-            max_sequence_length=MAX_LENGTH,
-            generator=generators,
-            output_type="pt",
-            **(guidance if guidance_scale > 1 else {}),
-        ).images
-
-    return in_batches(pipeline, call, prompts, seeds, batch_size)
+def call(pipeline: FluxPipeline, prompts: list[str], guidance_scale: float) -> dict[str, Any]:
+    """Arguments of the pipeline; `guidance_scale` above 1 is true guidance by the empty prompt."""
+    guidance = {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance_scale}
+    return {
+        "prompt": prompts,
+        "height": 64,
+        "width": 64,
+        "max_sequence_length": MAX_LENGTH,
+        **(guidance if guidance_scale > 1 else {}),
+    }
 
 
 FAMILY = SmallFamily(
@@ -251,7 +233,7 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=flow_loss,
-    generate=generate,
+    call=call,
     accuracy=Judge.prompt_accuracy,
     warm_up=warm_up,
 )

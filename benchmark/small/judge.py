@@ -1,4 +1,4 @@
-"""A small classifier of scenes: judge of prompts, and feature network for FID-style distances."""
+"""A small classifier of scenes: judge of prompts, and feature network for Fréchet distances."""
 
 import itertools
 import json

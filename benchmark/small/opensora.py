@@ -1,15 +1,15 @@
 """The small Open-Sora pipeline: components, examples, loss, and how it is called."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from benchmark.models.package import VIDEO_FPS
 from benchmark.small.autoencoder import encode_pictures
-from benchmark.small.calling import in_batches
 from benchmark.small.clip_judge import ClipJudge
 from benchmark.small.clips import FRAMES, render_clips
 from benchmark.small.family import SmallFamily, TrainingConfig
@@ -26,12 +26,7 @@ from benchmark.small.text import (
     warm_up_text_encoders,
 )
 from benchmark.small.tokenizers import WORDS, build_t5_tokenizer
-from xfuser_adacorr.models import (
-    OpenSoraPipeline,
-    RectifiedFlowScheduler,
-    STDiT3Transformer3DModel,
-)
-from xfuser_adacorr.models.opensora.transformer import VIDEO_FPS
+from xfuser_adacorr.models import OpenSoraPipeline, RectifiedFlowScheduler, STDiT3Transformer3DModel
 
 TEXT_TOKENS = 16
 SIZE = 64
@@ -82,7 +77,7 @@ def build_pipeline(vae: AutoencoderKL) -> OpenSoraPipeline:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class ClipBatch:
     """One step's tensors."""
 
     noisy: torch.Tensor
@@ -113,7 +108,7 @@ class ClipExamples:
 
     def batch(
         self, size: int, empty_share: float, generator: torch.Generator, device: str
-    ) -> Batch:
+    ) -> ClipBatch:
         """Draws clips, half of them backwards, or 16 times as many frames, and noise.
 
         `empty_share` of the texts become the null text.
@@ -133,7 +128,7 @@ class ClipExamples:
             clean = torch.where(backwards.view(-1, 1, 1, 1, 1) == 1, clean.flip(2), clean)
             sigma = sample_sigmas(size, generator, DWELL_ABOVE)
         noise = torch.randn(clean.shape, generator=generator)
-        return Batch(
+        return ClipBatch(
             noisy=torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1)).to(device),
             velocity=(clean - noise).to(device),
             timesteps=(1000 * sigma).to(device),
@@ -168,7 +163,7 @@ def tokenise_labels(pipeline: OpenSoraPipeline, labels: torch.Tensor) -> torch.T
     return tokenise_t5(pipeline.tokenizer, [labels_moving(row).prompt for row in labels])
 
 
-def loss(model: nn.ModuleDict, batch: Batch) -> torch.Tensor:
+def loss(model: nn.ModuleDict, batch: ClipBatch) -> torch.Tensor:
     """Mean squared error of the predicted velocity, with the pipeline's own arguments."""
     transformer = model["transformer"]
     states, mask = encode_masked(model["text_encoder"], batch.ids)
@@ -199,29 +194,10 @@ def warm_up(pipeline: OpenSoraPipeline) -> float:
     )
 
 
-def generate(
-    pipeline: OpenSoraPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float = 1.0,
-    batch_size: int = 4,
-) -> torch.Tensor:
-    """Clips [N, 16, 3, 64, 64] in [0, 1] for prompts, each with noise from its own seed."""
-
-    def call(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        return pipeline(
-            prompts,
-            height=SIZE,
-            width=SIZE,
-            num_frames=FRAMES,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            output_type="pt",
-        ).frames
-
-    return in_batches(pipeline, call, prompts, seeds, batch_size)
+def call(pipeline: OpenSoraPipeline, prompts: list[str], guidance_scale: float) -> dict[str, Any]:
+    """Arguments of the pipeline."""
+    sizes = {"height": SIZE, "width": SIZE, "num_frames": FRAMES}
+    return {"prompt": prompts, "guidance_scale": guidance_scale, **sizes}
 
 
 FAMILY = SmallFamily(
@@ -232,7 +208,7 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=loss,
-    generate=generate,
+    call=call,
     accuracy=ClipJudge.prompt_accuracy,
     warm_up=warm_up,
     clips=True,

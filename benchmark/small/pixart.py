@@ -1,7 +1,7 @@
 """The small PixArt-Sigma pipeline: components, examples, loss, and how it is called."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -13,7 +13,6 @@ from diffusers import (
 from torch import nn
 
 from benchmark.small.autoencoder import absorb_shift, encode_pictures
-from benchmark.small.calling import in_batches
 from benchmark.small.family import SmallFamily, TrainingConfig
 from benchmark.small.initialisation import copy_input_, zero_
 from benchmark.small.judge import Judge
@@ -123,10 +122,7 @@ def loss(model: nn.ModuleDict, batch: NoiseBatch) -> torch.Tensor:
 def warm_up(pipeline: PixArtSigmaPipeline) -> float:
     """Teaches the text encoder to name the scene, `warm_up_text_encoders`."""
     labels = sample_labels(
-        8192,
-        torch.Generator().manual_seed(1),
-        exclude=held_back_labels("pixart"),
-        single_share=1.0,
+        8192, torch.Generator().manual_seed(1), exclude=held_back_labels("pixart"), single_share=1.0
     )
     return warm_up_text_encoders(
         nn.ModuleList([pipeline.text_encoder]),
@@ -136,31 +132,19 @@ def warm_up(pipeline: PixArtSigmaPipeline) -> float:
     )
 
 
-def generate(
-    pipeline: PixArtSigmaPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
-) -> torch.Tensor:
-    """Pictures [N, 3, 64, 64] in [0, 1] for prompts, each with noise from its own seed."""
-
-    def call(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        return pipeline(
-            prompts,
-            height=64,
-            width=64,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            max_sequence_length=TEXT_TOKENS,
-            clean_caption=False,
-            use_resolution_binning=False,
-            output_type="pt",
-        ).images
-
-    return in_batches(pipeline, call, prompts, seeds, batch_size)
+def call(
+    pipeline: PixArtSigmaPipeline, prompts: list[str], guidance_scale: float
+) -> dict[str, Any]:
+    """Arguments of the pipeline."""
+    return {
+        "prompt": prompts,
+        "height": 64,
+        "width": 64,
+        "guidance_scale": guidance_scale,
+        "max_sequence_length": TEXT_TOKENS,
+        "clean_caption": False,
+        "use_resolution_binning": False,
+    }
 
 
 FAMILY = SmallFamily(
@@ -171,7 +155,7 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=loss,
-    generate=generate,
+    call=call,
     accuracy=Judge.prompt_accuracy,
     warm_up=warm_up,
 )

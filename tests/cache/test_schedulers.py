@@ -110,6 +110,19 @@ def test_places_of_ddpms_betas(make, prediction):
         assert_velocity_is_noise_minus_picture(step, latents, output, x0, noise)
 
 
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_places_at_zero_terminal_snr(prediction):
+    """The first step stands at pure noise: what is predicted still tells the velocity."""
+    scheduler = DDIMScheduler(
+        rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type=prediction
+    )
+    first = places_of(scheduler)[0]
+    x0, noise = pictures()
+    assert first.sigma == pytest.approx(1.0)
+    output = OUTPUTS[prediction](x0, noise, 0.0, 1.0)
+    assert_velocity_is_noise_minus_picture(first, noise, output, x0, noise)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("make", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler])
 def test_places_of_variance_exploding_samplers(make, prediction):

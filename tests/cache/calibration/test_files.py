@@ -5,11 +5,10 @@ import torch
 
 from tests.tiny import make_tiny_flux
 from xfuser_adacorr import TeaPolynomial
-from xfuser_adacorr.model_executor.cache.calibration.files import (
-    load_fast_maps,
+from xfuser_adacorr.model_executor.cache.calibration.fast import load_fast_maps, save_fast_maps
+from xfuser_adacorr.model_executor.cache.calibration.files import model_fingerprint
+from xfuser_adacorr.model_executor.cache.calibration.tea import (
     load_tea_polynomial,
-    model_fingerprint,
-    save_fast_maps,
     save_tea_polynomial,
 )
 

@@ -41,6 +41,7 @@ def clip_family():
             streams=stream,
             returns=stream,
             attention_residual=attention_residual,
+            interleaved=True,
         ),
     )
     return ModelFamily(

@@ -117,7 +117,7 @@ def test_fast_runs_every_real_block_at_the_first_and_the_last_step(sampler):
 
 
 def test_fast_replaces_blocks_by_their_fitted_maps(sampler, tmp_path):
-    from xfuser_adacorr.model_executor.cache.calibration.files import save_fast_maps
+    from xfuser_adacorr.model_executor.cache.calibration.fast import save_fast_maps
 
     model, maps = sampler.transformer, {}
     generator = torch.Generator().manual_seed(3)

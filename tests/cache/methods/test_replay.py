@@ -131,10 +131,14 @@ def test_run_that_the_trace_does_not_know_is_refused(sampler):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, ValueError, "trace must be given for Replay"),
+        ({}, TypeError, "missing 1 required keyword-only argument: 'trace'"),
         ({"trace": "nowhere.json"}, FileNotFoundError, "trace: no file nowhere.json"),
         ({"trace": 3}, TypeError, "trace must be a Trace or the path of a saved one, got 3"),
-        ({"trace": "x", "warmup_steps": 2}, ValueError, "warmup_steps must be left at 0 for Rep"),
+        (
+            {"trace": "x", "warmup_steps": 2},
+            ValueError,
+            "warmup_steps is an option of .*, not of Replay",
+        ),
         ({"trace": Trace("Fb")}, ValueError, "does not say with which options it was made"),
         ({"trace": Trace("Fb", config={"use_cache": "Fb"})}, ValueError, "it has no calls"),
     ],

@@ -156,8 +156,8 @@ def schedulers_of(x: Any, scheduler: Any = None) -> Any:
 
     if not find():
         raise ValueError(
-            f"{type(x).__name__} has no scheduler with step() and timesteps: a cache at the sampler "
-            "step cannot follow its loop; give scheduler=..., or enable the cache on its model"
+            f"{type(x).__name__} has no scheduler with step() and timesteps: a cache cannot follow "
+            "its loop; give scheduler=..., or enable the cache on its model"
         )
     return find
 
@@ -311,11 +311,8 @@ def apply_cache_on_transformer(
 
 def _check_returns(transformer: nn.Module, given: bool) -> None:
     family = find_family(transformer)
-    returns = family.block_lists[0].returns
-    if returns is None:
-        return
-    first = returns[0] == family.output_stream
-    if given != first:
+    first = family.hidden_states_first
+    if first is not None and given != first:
         raise ValueError(
             f"return_hidden_states_first must be None or {first} for {family.transformer_class}, "
             f"got {given!r}"

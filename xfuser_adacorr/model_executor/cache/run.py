@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -66,6 +67,11 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, weakref.ref):
         return isinstance(now, weakref.ref) and before() is not None and before() is now()
     return before == now
+
+
+@cache
+def _step_signature(cls: type) -> inspect.Signature:
+    return inspect.signature(cls.step)
 
 
 @dataclass(slots=True)
@@ -308,8 +314,8 @@ class RunTracker:
         run = self.run
         if run is None or run.finished or not run.made or self._is_another_run(run, stepper):
             return original(*args, **kwargs)
-        signature = inspect.signature(original)
-        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments = dict(_step_signature(type(stepper)).bind(stepper, *args, **kwargs).arguments)
+        del arguments["self"]
         arguments |= arguments.pop("kwargs", {})
         try:
             track = self._track(run, stepper)

@@ -43,6 +43,8 @@ PRECONDITIONED = (
     "EDMEulerScheduler",
 )
 """EDM (arXiv 2206.00364): as above, and the model's output is scaled into the picture."""
+UNTELLING = {"epsilon": math.pi / 2.0, "sample": 0.0}
+"""Angle of the noise at which an output of this type tells nothing of the velocity."""
 XFUSER_WRAPPER = "xFuserSchedulerBaseWrapper"
 
 RepairKind = Literal["euler", "resample", "none"]
@@ -254,7 +256,7 @@ def _variance_preserving_rows(
             "scale": math.cos(angle) if exploding else 1.0,
             "mass": math.cos(angle) + math.sin(angle),
         }
-        if prediction in PREDICTIONS and 0.0 < angle < math.pi / 2.0:
+        if prediction in PREDICTIONS and angle != UNTELLING.get(prediction):
             weights = velocity_weights(prediction, angle)
             row["velocity"] = weights if latents_known else RAW_OUTPUT
             row["step_gain"] = followed(prediction, angle, after) / abs(row["velocity"][0])

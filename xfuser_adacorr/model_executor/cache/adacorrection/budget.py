@@ -22,9 +22,10 @@ MEMORY = 0.5
 BASE_SHARE = 0.5
 """Weight from which a base method's request for a refresh is granted."""
 RATE_PLACES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9)
-RATES = (1.0, 0.8, 0.9, 1.2, 2.0, 3.2)
-"""s per unit of step gain over `Step.coordinate`, linear in between: how unevenly outputs change over
-the noise levels, as the mean over development prompts of four small models. Only ratios count."""
+RATES = (1.0, 0.8, 0.8, 1.0, 1.4, 1.8)
+"""s per unit of step gain over `Step.coordinate`, linear in between: how unevenly outputs change
+over the noise levels, as the mean over development prompts of four small models. Only ratios
+count."""
 LAST_GAP = 1 / 3
 """Length of the gap after the last refresh, whose error nothing repairs, in those of other gaps."""
 

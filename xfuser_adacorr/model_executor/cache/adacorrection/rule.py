@@ -1,4 +1,4 @@
-"""Offset estimation: how far the forecast has probably drifted, and whether that calls for a refresh.
+"""Offset estimation: how far the forecast has probably drifted, and whether to refresh.
 
 The drift of the latents since the last refresh, times the forecast's error per unit of drift that
 the last refresh found, is the error to expect. Added up over the skipped steps it is compared with
@@ -23,14 +23,6 @@ from xfuser_adacorr.model_executor.cache.trace import CallRecord
 
 from .budget import Budget
 
-FIRST_DRIFT_LIMIT = 0.5
-"""In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has found an
-offset yet."""
-GAP_GROWTH = 1.5
-"""How many times as long as the last gap between refreshes the next one may be: what was found in a
-short gap tells little of a much longer one."""
-LAST_SHARE = 1 / 3
-"""Of the tolerance, up to which the last step is spared: nothing mends what it misses."""
 FORCED_WHERE_GUESSED = 2
 """Last calls that are computed where the number of calls left is only guessed: it may be off by
 one."""
@@ -46,6 +38,15 @@ class ErrorRule(Rule):
     offset is known E / tolerance is ``max(drift, |t - t0|) / (0.5 sqrt(tolerance))``. A ``budget``
     sets the tolerance from step to step.
     """
+
+    first_drift_limit = 0.5
+    """In units of sqrt(tolerance): drift beyond which no reuse is trusted while no refresh has
+    found an offset yet."""
+    gap_growth = 1.5
+    """How many times as long as the last gap between refreshes the next one may be: what was found
+    in a short gap tells little of a much longer one."""
+    last_share = 1 / 3
+    """Of the tolerance, up to which the last step is spared: nothing mends what it misses."""
 
     def __init__(
         self, gamma: float, lambda_: float, tolerance: float, budget: Budget | None = None
@@ -88,7 +89,7 @@ class ErrorRule(Rule):
         if kappa is None:
             expected, error = None, 0.0
             moved = max(drift, abs(step.coordinate - self.refreshed.coordinate))
-            share = moved / (FIRST_DRIFT_LIMIT * math.sqrt(tolerance))
+            share = moved / (self.first_drift_limit * math.sqrt(tolerance))
         else:
             expected = kappa * drift
             error = self.error + expected * step.step_gain * self.speed
@@ -96,7 +97,7 @@ class ErrorRule(Rule):
                 tolerance = self.budget.tolerance(step, self.refreshed, self.kappa, self.speed)
             share = ratio(error, tolerance)
         score = share + self.lambda_ * spatial
-        if self.gap and step.index - self.refreshed.index >= GAP_GROWTH * self.gap:
+        if self.gap and step.index - self.refreshed.index >= self.gap_growth * self.gap:
             score = max(score, 1.0)
         weight = min(max(self.gamma * score, 0.0), 1.0)
         why = "offset" if weight >= 1.0 else "reuse"
@@ -123,7 +124,7 @@ class ErrorRule(Rule):
             return FORCED_WHERE_GUESSED
         if self.budget is not None:
             return 0
-        return int(expected is None or error > LAST_SHARE * tolerance)
+        return int(expected is None or error > self.last_share * tolerance)
 
     def after_call(self, call: Call, decision: Decision) -> None:
         if not decision.compute and decision.expected_error is not None:
@@ -134,7 +135,8 @@ class ErrorRule(Rule):
     ) -> None:
         """Measure drift from these latents on; ``missed`` (`Forecast.missed`) is read later."""
         step, last = call.step, self.refreshed
-        self.gap = None if last is None else step.index - last.index
+        if last is not None and step.index > last.index:  # not a step taken twice
+            self.gap = step.index - last.index
         self._found_at = (record, decision.temporal, None if last is None else last.index)
         self.reference = latent_tokens(call.latents.detach()).to(torch.float32, copy=True)
         self.spatial = token_std_sum(self.reference)

@@ -1,25 +1,15 @@
-"""Calibration files of Tea, Fast and Ada: stored beside a model, bound to it by a fingerprint."""
+"""Calibration files: where they stand beside a model, and the fingerprint that binds them to it."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
-    TeaPolynomial,
-    config_of,
-)
-from xfuser_adacorr.model_executor.cache.methods.codebook import Codebook
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import config_of
 
-TEA_FILE = "teacache.json"
-FAST_FILE = "fastcache.safetensors"
-ADA_FILE = "adacache.json"
 _SAMPLED_VALUES = 256
 
 
@@ -48,95 +38,36 @@ def calibration_path(transformer: nn.Module, file_name: str, given: str | None) 
     return path if path is not None and path.is_file() else None
 
 
-def _check(path: Path, metadata: Mapping[str, Any], method: str, transformer: nn.Module) -> None:
+def output_path(transformer: nn.Module, file_name: str, output: str | Path | None) -> Path:
+    """Where a calibration goes: a file, a directory to put it in, or None, beside the weights.
+
+    Raises `FileNotFoundError` for a directory that is not there, and `ValueError` where the model
+    was not loaded from one.
+    """
+    if output is None:
+        directory = config_of(transformer).get("_name_or_path") or ""
+        if not (directory and Path(directory).is_dir()):
+            raise ValueError(
+                f"output must be given: {type(transformer).__name__} was not loaded from a "
+                f"directory (its name is {str(directory)!r}), so there is no place beside its "
+                "weights"
+            )
+        return Path(directory) / file_name
+    path = Path(output)
+    if path.is_dir():
+        return path / file_name
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"output: there is no directory {path.parent}")
+    return path
+
+
+def check_metadata(
+    path: Path, metadata: Mapping[str, Any], method: str, transformer: nn.Module
+) -> None:
+    """Raise `ValueError` for another method's, or another model's calibration."""
     if metadata.get("method") != method:
         raise ValueError(f"calibration: {path} is not a calibration of {method}")
     if metadata.get("fingerprint") != model_fingerprint(transformer):
         raise ValueError(
             f"calibration: {path} was made for another model; calibrate this one or remove the file"
         )
-
-
-def save_tea_polynomial(
-    path: Path, polynomial: TeaPolynomial, transformer: nn.Module, settings: Mapping[str, Any]
-) -> None:
-    """Write TeaCache's polynomial with the model's fingerprint and how it was fitted."""
-    content = {
-        "method": "Tea",
-        "fingerprint": model_fingerprint(transformer),
-        "coefficients": polynomial.coefficients,
-        "domain": polynomial.domain,
-        "settings": dict(settings),
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def load_tea_polynomial(transformer: nn.Module, given: str | None) -> TeaPolynomial | None:
-    """Read TeaCache's polynomial; None without a file, `ValueError` if it is another model's."""
-    path = calibration_path(transformer, TEA_FILE, given)
-    if path is None:
-        return None
-    try:
-        content = json.loads(path.read_text())
-        polynomial = TeaPolynomial(
-            coefficients=tuple(float(c) for c in content["coefficients"]),
-            domain=tuple(float(x) for x in content["domain"]),
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"calibration: {path} is not a TeaCache calibration ({error})") from error
-    _check(path, content, "Tea", transformer)
-    return polynomial
-
-
-def save_fast_maps(
-    path: Path, maps: Mapping[str, Tensor], transformer: nn.Module, settings: Mapping[str, Any]
-) -> None:
-    """Write FastCache's linear maps (``<unit>.<stream>.weight|bias``) with the fingerprint."""
-    metadata = {
-        "method": "Fast",
-        "fingerprint": model_fingerprint(transformer),
-        "settings": json.dumps(dict(settings)),
-    }
-    save_file({name: tensor.contiguous() for name, tensor in maps.items()}, path, metadata)
-
-
-def load_fast_maps(transformer: nn.Module, given: str | None) -> dict[str, Tensor]:
-    """Read FastCache's maps; empty without a file, `ValueError` if they are another model's."""
-    path = calibration_path(transformer, FAST_FILE, given)
-    if path is None:
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            maps = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"calibration: {path} is not a FastCache calibration ({error})") from error
-    _check(path, metadata, "Fast", transformer)
-    return maps
-
-
-def save_ada_codebook(
-    path: Path, codebook: Codebook, transformer: nn.Module, settings: Mapping[str, Any]
-) -> None:
-    """Write AdaCache's codebook with the model's fingerprint and how it was fitted."""
-    content = {
-        "method": "Ada",
-        "fingerprint": model_fingerprint(transformer),
-        "codebook": codebook.entries,
-        "settings": dict(settings),
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def load_ada_codebook(transformer: nn.Module, given: str | None) -> Codebook | None:
-    """Read AdaCache's codebook; None without a file, `ValueError` if it is another model's."""
-    path = calibration_path(transformer, ADA_FILE, given)
-    if path is None:
-        return None
-    try:
-        content = json.loads(path.read_text())
-        codebook = Codebook.of(content["codebook"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"calibration: {path} is not an AdaCache calibration ({error})") from error
-    _check(path, content, "Ada", transformer)
-    return codebook

@@ -70,13 +70,6 @@ STARTING_THRESHOLDS = {"Fb": 0.12, "Tea": 0.15, "Fast": 0.05, "Ada": 1.0, **CORR
 """Triggers of a model of which nothing is measured yet."""
 
 
-def diffusers_output(sample: Tensor, return_dict: bool) -> Any:
-    """What transformers of diffusers return."""
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFamily:
     """A family of transformers: where its blocks, streams, signals and defaults are.
@@ -99,13 +92,8 @@ class ModelFamily:
     select_tokens: Callable[[Mapping[str, Any], Tensor], dict[str, Any]] | None = None
     """(bound block arguments, kept token indices ``[K]``) -> arguments for those tokens alone.
     None: the blocks need all tokens, so that Fast refuses ``static_tokens``."""
-    make_output: Callable[[Tensor, bool], Any] = diffusers_output
-    """(sample, return_dict) -> what the transformer's forward returns."""
     published_polynomial: Callable[[Mapping[str, Any]], TeaPolynomial | None] = lambda config: None
     """(model config) -> TeaCache's published polynomial, if this is a checkpoint it is for."""
-    read_output: Callable[[Any], Tensor] | None = None
-    """What the transformer's forward returned -> the sample in it. None: a tensor, the first of a
-    tuple, or the sample of a diffusers output."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Default ``rel_l1_thresh`` by display name. A corrected method that is not listed takes its
     base method's, which computes more than it needs: the tolerance is a trigger of its own."""

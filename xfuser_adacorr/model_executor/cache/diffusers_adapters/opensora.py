@@ -120,7 +120,6 @@ OPENSORA_ORIGINAL = register_family(
         latents="x",
         output_stream="x",
         modulated_input=original_modulated_input,
-        make_output=lambda sample, return_dict: sample,
         num_frames=lambda arguments: arguments["T"],
     )
 )

@@ -53,7 +53,6 @@ OPENSORA2 = register_family(
         timestep="timesteps",
         output_stream="img",
         modulated_input=modulated_input,
-        make_output=lambda sample, return_dict: sample,
         thresholds={"Fb": 0.12, "Tea": 0.25, "Fast": 0.05, "Ada": 1.0, **CORRECTED_THRESHOLDS},
     )
 )

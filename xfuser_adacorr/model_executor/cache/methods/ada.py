@@ -58,7 +58,7 @@ class Ada(StackOptions):
             object.__setattr__(self, "codebook", Codebook.of(self.codebook).entries)
 
     def stack_method(self, model, family) -> "RateOfChange":
-        from xfuser_adacorr.model_executor.cache.calibration.files import load_ada_codebook
+        from xfuser_adacorr.model_executor.cache.calibration.ada import load_ada_codebook
 
         if self.moreg and family.num_frames is None:
             raise ValueError(

@@ -42,7 +42,7 @@ class Fast(StackOptions):
             )
 
     def stack_method(self, model, family) -> "PerBlockTest":
-        from xfuser_adacorr.model_executor.cache.calibration.files import load_fast_maps
+        from xfuser_adacorr.model_executor.cache.calibration.fast import load_fast_maps
 
         if self.static_tokens and family.select_tokens is None:
             raise ValueError(
@@ -205,7 +205,10 @@ class PerBlockTest(StackMethod):
         if call.is_first:
             state.stack_input = call.streams[self.family.output_stream]
         execute = decision.compute or decision.run_blocks[call.index]
-        if not execute and not state.executed and state.moving is None:
+        # What a model adds between its blocks (ControlNet, VACE) was not predicted.
+        predicted = state.predicted[call.index] if state.predicted else {}
+        as_predicted = all(x is predicted.get(name) for name, x in call.streams.items())
+        if not execute and not state.executed and state.moving is None and as_predicted:
             out = state.predicted[call.index + 1]
         else:
             out = self._run_tokens(state, call, execute)

@@ -160,9 +160,15 @@ class Recorded(Rule):
 
     def __init__(self, trace: Trace) -> None:
         self._steps = by_step(trace.calls)
+        self._begun = False
 
     def decide(self, call: Call, read: Read) -> Decision:
+        if not self._begun:  # wherever a run begins, which the sampler may not know yet
+            return Decision(True, "first")
         return decision_of(checked_record(self._steps, STEP_CONTEXT, call.step))
+
+    def after_call(self, call: Call, decision: Decision) -> None:
+        self._begun = True
 
 
 @dataclass(slots=True)
@@ -207,6 +213,9 @@ class RecordedStack(StackMethod):
         decision = decision_of(checked_record(records, state.branch, step))
         self.inner.follow(state.inner, decision)
         return decision
+
+    def follow(self, state: RecordedState, decision: Decision) -> None:
+        self.inner.follow(state.inner, decision)
 
     def noted(self, state: RecordedState, record: CallRecord) -> None:
         self.inner.noted(state.inner, record)

@@ -25,7 +25,7 @@ class Tea(StackOptions):
     the identity."""
 
     def stack_method(self, model, family) -> "AccumulatedChange":
-        from xfuser_adacorr.model_executor.cache.calibration.files import load_tea_polynomial
+        from xfuser_adacorr.model_executor.cache.calibration.tea import load_tea_polynomial
         from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
             TeaPolynomial,
             config_of,

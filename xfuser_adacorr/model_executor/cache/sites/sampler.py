@@ -183,9 +183,8 @@ class SamplerSite:
         lane.rule.after_call(call, decision.turned(computed, decision.why))
         lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:
-            result = reuse(lane, call, original, arguments, _output_name(arguments))
-            run.account_memory()
-            return result
+            return reuse(lane, call, original, arguments, _output_name(arguments))
+        run.account_memory()  # with what the skipped steps left
         if decision.why == "inputs":  # the line from before holds no more
             lane.forecast = self.method.make_forecast(self.scope)
         call.latents = scaled(arguments["sample"], step.scale)
@@ -210,6 +209,7 @@ class SamplerSite:
         """Account for the calls of the step that ends."""
         record = run.record or record_of(STEP_CONTEXT, step, Decision(computed, "first"))
         run.record, made = record, tuple(run.made)
+        record.step_index, record.sigma = step.index, step.sigma  # not known before a late start
         if computed and not record.refreshed:
             record.reason = "inputs"
         record.refreshed, record.calls = computed, len(made)

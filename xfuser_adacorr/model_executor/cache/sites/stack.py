@@ -54,6 +54,7 @@ class Stack:
     def uninstall(self) -> None:
         for block, _ in self.runner.stack:
             release(block)
+        self.runner.begin_run()
 
     def run(
         self,

@@ -1,0 +1,17 @@
+"""A tiny pipeline on disk, shared by the studies' tests."""
+
+import pytest
+import torch
+
+from benchmark.small.judge import Judge, save_judge
+from tests.benchmark.tiny import tiny_pipeline
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A folder with a tiny random pipeline and an untrained judge."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_pipeline().save_pretrained(folder / "flux")
+    torch.manual_seed(1)
+    save_judge(Judge().eval(), folder / "judge")
+    return folder

@@ -1,3 +1,0 @@
-"""The old name of `family`."""
-
-from .family import *  # noqa: F403

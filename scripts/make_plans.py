@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from benchmark.families import FAMILIES, BenchmarkFamily
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmark.models.families import FAMILIES, BenchmarkFamily
 from xfuser_adacorr import calibrate_learned
 from xfuser_adacorr.model_executor.cache.calibration.learned import BUDGETS, SEARCH_EVALUATIONS
+from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +58,7 @@ def main() -> None:
     entries = json.loads(path.read_text())["development"][: arguments.num_prompts]
     calls = [call_of(pipe, family, entry[family.text]) for entry in entries]
     own = [name for name in ("prompt", "class_labels") if name in calls[0]]
-    file = calibrate_learned(
+    path = calibrate_learned(
         pipe,
         [
             {**{name: call[name] for name in own}, "seed": entry["seed"]}
@@ -70,8 +74,9 @@ def main() -> None:
         batch_size=arguments.batch_size,
         **{name: value for name, value in calls[0].items() if name not in own},
     )
-    for course in file.plans[-1].courses:
-        print(f"{len(course.steps)} of {file.plans[-1].num_steps} steps: {course.psnr_db:.1f} dB")
+    plan = PlanFile.load(path).plans[-1]
+    for course in plan.courses:
+        print(f"{len(course.steps)} of {plan.num_steps} steps: {course.psnr_db:.1f} dB")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def sampled(pipe, seed=0, label=(1,), steps=STEPS, **arguments):
 def calibrated(pipe, path, **options):
     defaults = {"num_inference_steps": STEPS, "budgets": (0.25, 0.5), "search_evaluations": 3}
     labels = [{"label": [label]} for label in range(4)]
-    return calibrate_learned(pipe, labels, output=path, progress=False, **(defaults | options))
+    calibrate_learned(pipe, labels, output=path, progress=False, **(defaults | options))
+    return PlanFile.load(path)
 
 
 @pytest.fixture
@@ -494,7 +495,7 @@ def test_a_pipeline_runs_along_the_trajectory_that_was_fitted(name, path):
     pipe = case.build()
     prompts = [{**case.arguments(False), "seed": seed} for seed in range(3)]
     options = {"output_type": case.output_type} if case.output_type else {}
-    file = calibrate_learned(
+    calibrate_learned(
         pipe,
         prompts,
         num_inference_steps=case.steps,
@@ -505,7 +506,7 @@ def test_a_pipeline_runs_along_the_trajectory_that_was_fitted(name, path):
         progress=False,
         **options,
     )
-    course = file.plans[0].courses[0]
+    course = PlanFile.load(path).plans[0].courses[0]
     plain = [run(case, pipe, seed=seed) for seed in range(3)]
     enable_cache(pipe, Learned(target_compute=len(course.steps) / case.steps, plan=path))
     with counted_calls(case, pipe) as calls:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .ada import calibrate_ada
 from .fast import calibrate_fast
+from .learned import calibrate_learned
 from .runs import Prompts
 from .tea import calibrate_tea
 
@@ -14,6 +15,7 @@ CALIBRATIONS: dict[str, Callable[..., Path]] = {
     "Tea": calibrate_tea,
     "Fast": calibrate_fast,
     "Ada": calibrate_ada,
+    "Learned": calibrate_learned,
 }
 """By the method's name: ``function(pipe, prompts, *, num_inference_steps, output, ..., **call)``,
 which returns the path of the file it wrote."""
@@ -35,8 +37,9 @@ def calibrate(
 
     Args:
         pipe: a pipeline without a cache, whose transformer has blocks that are known or inferred.
-        method: ``Tea`` (the polynomial), ``Fast`` (linear maps in the place of blocks) or ``Ada``
-            (the codebook).
+        method: ``Tea`` (the polynomial), ``Fast`` (linear maps in the place of blocks), ``Ada``
+            (the codebook) or ``Learned`` (schedules and coefficients: `calibrate_learned`, which
+            samples the prompts more than once and has options of its own).
         prompts: texts, or mappings with the arguments of one call each (``{"class_labels": [3]}``),
             which may hold a ``seed``.
         num_inference_steps: sampling steps, as the pipeline is to be called.

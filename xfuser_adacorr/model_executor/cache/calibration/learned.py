@@ -52,7 +52,7 @@ def calibrate_learned(
     memory_limit_gib: float = 8.0,
     progress: bool = True,
     **call: Any,
-) -> PlanFile:
+) -> Path:
     """Fit learned correction for a pipeline's runs of ``num_inference_steps``, and store the plan.
 
     Every prompt is sampled once in full; then for each budget schedules are searched, each fitted
@@ -67,7 +67,7 @@ def calibrate_learned(
         budgets: shares of the steps to be computed, each in (0, 1).
         search_evaluations: schedules to try for each budget; 1: the best start as it is.
         seed: of the noise (plus the prompt's place) and of the search.
-        output: the plan file; None: ``plan.json`` in the pipeline's directory. Plans for other
+        output: the plan file, or a directory for it; None: ``plan.json`` in the pipeline's directory. Plans for other
             steps that it has stay in it.
         held_out: prompts, from the end of the list, that are not fitted on; the PSNR is stated
             for them. None: a quarter. 0: it is stated for those that were fitted on.
@@ -80,9 +80,9 @@ def calibrate_learned(
         progress: whether bars are shown.
         call: further arguments of the pipeline (``guidance_scale``, ``height``, ...).
 
-    Returns the plans as stored. Raises `ValueError` for pipelines and samplers that no plan can be
-    fitted on (noise drawn in steps, several calls a step), runs that are not finite, and a plan
-    file or checkpoint of another model or another calibration.
+    Returns the path of the plan file. Raises `ValueError` for pipelines and samplers that no plan
+    can be fitted on (noise drawn in steps, several calls a step), runs that are not finite, and a
+    plan file or checkpoint of another model or another calibration.
     """
     from xfuser_adacorr.model_executor.cache.api import denoisers_of, is_cache_enabled
 
@@ -143,10 +143,9 @@ def calibrate_learned(
         courses=tuple(checkpoint.courses[count] for count in counts),
         settings={**settings, "versions": package_versions()},
     )
-    file = before.with_plan(plan)
-    file.save(path)
+    before.with_plan(plan).save(path)
     checkpoint.remove()
-    return file
+    return path
 
 
 def find_course(
@@ -237,7 +236,7 @@ def _output_type(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
 def _output_path(pipe: Any, output: str | Path | None) -> Path:
     if output is not None:
-        return Path(output)
+        return Path(output) / PLAN_FILE if Path(output).is_dir() else Path(output)
     directory = getattr(pipe, "name_or_path", None)
     if not directory or not Path(directory).is_dir():
         raise ValueError(

@@ -19,6 +19,8 @@ CALIBRATIONS: dict[str, Callable[..., Path]] = {
 }
 """By the method's name: ``function(pipe, prompts, *, num_inference_steps, output, ..., **call)``,
 which returns the path of the file it wrote."""
+COMMON = ("seed", "progress")
+"""Options that all of them have."""
 
 
 def calibrate(
@@ -60,7 +62,7 @@ def calibrate(
         raise ValueError(f"method must be one of {', '.join(CALIBRATIONS)}, got {method!r}")
     for name in options:
         takers = [label for label, fit in CALIBRATIONS.items() if name in _own_options(fit)]
-        if takers and method not in takers:
+        if name not in COMMON and takers and method not in takers:
             raise ValueError(f"{name} is an option of {', '.join(takers)}, not of {method}")
     return CALIBRATIONS[method](
         pipe, prompts, num_inference_steps=num_inference_steps, output=output, **options

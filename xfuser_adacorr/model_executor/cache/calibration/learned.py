@@ -67,8 +67,8 @@ def calibrate_learned(
         budgets: shares of the steps to be computed, each in (0, 1).
         search_evaluations: schedules to try for each budget; 1: the best start as it is.
         seed: of the noise (plus the prompt's place) and of the search.
-        output: the plan file, or a directory for it; None: ``plan.json`` in the pipeline's directory. Plans for other
-            steps that it has stay in it.
+        output: the plan file, or a directory for it; None: ``plan.json`` in the pipeline's
+            directory. Plans for other steps that it has stay in it.
         held_out: prompts, from the end of the list, that are not fitted on; the PSNR is stated
             for them. None: a quarter. 0: it is stated for those that were fitted on.
         starts: schedules to begin the searches from, beside even ones, those that `Auto` takes, and

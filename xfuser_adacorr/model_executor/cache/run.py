@@ -115,11 +115,14 @@ class Track:
         return place if 0 <= place < len(self.places.steps) else None
 
     @property
+    def begin(self) -> int:
+        """The step that a run begins with, as far as the scheduler knows it."""
+        return getattr(unwrapped(self.stepper), "begin_index", None) or 0
+
+    @property
     def next_step(self) -> Step | None:
-        """The step to come; of a run that has not begun as far as the scheduler knows it."""
-        place = getattr(unwrapped(self.stepper), "begin_index", None) or 0
-        if self.last is not None:
-            place = self.last + 1
+        """The step to come."""
+        place = self.begin if self.last is None else self.last + 1
         return self.places.steps[place] if place < len(self.places.steps) else None
 
     @property

@@ -105,6 +105,9 @@ class Decision:
 class Rule:
     """Decides which steps, or calls, are computed; one object a run (and branch)."""
 
+    plan: Mapping[str, Any] | None = None
+    """Name of the learned plan that is followed and its PSNR, as `CacheSummary` has them."""
+
     def measure(self, call: Call) -> Signal:
         """What the decision needs of ``call``; ``call.step`` need not be known yet."""
         return Signal()

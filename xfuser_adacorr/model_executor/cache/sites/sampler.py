@@ -169,6 +169,9 @@ class SamplerSite:
     ) -> Any:
         """Step with the computed output, which teaches, or with the forecast."""
         lane = self._lane_of(run, track)
+        if track.last is None:
+            lane = track.lane = lane.checked(lane, step, arguments)
+            run.trace.plan = lane.rule.plan
         call, decision = run.decided.pop(id(track.stepper), (None, None))
         if call is None or call.step is not step:  # first of a copy, or out of turn
             call, decision = Call(step=step), Decision(True, "first")
@@ -200,11 +203,10 @@ class SamplerSite:
             if self.stacks and not run.branches:  # one sampler's rule asks the models
                 base = {name: StackRule(stack.method) for name, stack in self.stacks.items()}
                 run.branches = {(name, "", 0): rule for name, rule in base.items()}
-            track.lane = Lane(
-                self.method.make_rule(track.places, base),
-                self.method.make_forecast(self.scope),
-                self.method.make_repair(track.stepper),
+            track.lane = self.method.make_lane(
+                track.places, track.begin, base, track.stepper, self.scope
             )
+            run.trace.plan = track.lane.rule.plan
         return track.lane
 
     def _note(self, run: Run, step: Step, computed: bool) -> None:

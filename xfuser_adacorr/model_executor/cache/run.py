@@ -1,26 +1,25 @@
 """All state of one run, and when a run begins, goes on, and ends."""
 
 import inspect
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .adacorrection import warn_once
 from .engine import Lane
 from .intercept import InterceptedModel, handler_of, intercept, intercept_step, release
 from .methods.base import Call, Decision, StackRule
 from .schedulers import Places, check_scheduler, read_places, unwrapped
 from .step import Step
-from .trace import CacheSummary, CallRecord, Trace, summary_of, tensor_bytes
-
-logger = logging.getLogger(__name__)
+from .trace import CacheSummary, CallRecord, Trace, idle_message, summary_of, tensor_bytes
 
 Key = tuple[str, str, int]
 """A denoiser call within a step: component, cache context, how many such calls came before."""
@@ -66,6 +65,18 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, weakref.ref):
         return isinstance(now, weakref.ref) and before() is not None and before() is now()
     return before == now
+
+
+def say_if_idle(trace: Trace) -> None:
+    """Warn, once a process, where the cache never acted in a run."""
+    message = idle_message(trace)
+    if message is not None:
+        warn_once(message)
+
+
+@cache
+def _step_signature(cls: type) -> inspect.Signature:
+    return inspect.signature(cls.step)
 
 
 @dataclass(slots=True)
@@ -307,8 +318,8 @@ class RunTracker:
         run = self.run
         if run is None or run.finished or not run.made or self._is_another_run(run, stepper):
             return original(*args, **kwargs)
-        signature = inspect.signature(original)
-        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments = dict(_step_signature(type(stepper)).bind(stepper, *args, **kwargs).arguments)
+        del arguments["self"]
         arguments |= arguments.pop("kwargs", {})
         try:
             track = self._track(run, stepper)
@@ -326,6 +337,7 @@ class RunTracker:
         if all(each.is_over for each in run.tracks.values() if each.last is not None):
             run.account_memory()
             run.forget()
+            say_if_idle(run.trace)
         return result
 
     def _is_another_run(self, run: Run, stepper: Any) -> bool:

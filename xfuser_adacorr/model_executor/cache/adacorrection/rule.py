@@ -135,7 +135,8 @@ class ErrorRule(Rule):
     ) -> None:
         """Measure drift from these latents on; ``missed`` (`Forecast.missed`) is read later."""
         step, last = call.step, self.refreshed
-        self.gap = None if last is None else step.index - last.index
+        if last is not None and step.index > last.index:  # not a step taken twice
+            self.gap = step.index - last.index
         self._found_at = (record, decision.temporal, None if last is None else last.index)
         self.reference = latent_tokens(call.latents.detach()).to(torch.float32, copy=True)
         self.spatial = token_std_sum(self.reference)

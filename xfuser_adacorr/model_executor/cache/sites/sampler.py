@@ -183,9 +183,8 @@ class SamplerSite:
         lane.rule.after_call(call, decision.turned(computed, decision.why))
         lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:
-            result = reuse(lane, call, original, arguments, _output_name(arguments))
-            run.account_memory()
-            return result
+            return reuse(lane, call, original, arguments, _output_name(arguments))
+        run.account_memory()  # with what the skipped steps left
         if run.lines_broken and lane.forecast.v0 is not None:  # nothing from before holds, or fits
             lane.forecast = self.method.make_forecast(self.scope)
             lane.repair = self.method.make_repair(track.stepper)

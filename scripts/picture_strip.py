@@ -29,7 +29,7 @@ PICTURE = ROOT / "docs" / "images" / "strip.png"
 ENTRIES = (0, 3)
 """Places of the prompts in the test split."""
 STEPS = 28
-METHODS = {"Fb": Fb(threshold=0.32), "Auto": Auto(target_compute=0.25)}
+METHODS = {"Fb": Fb(threshold=0.32), "Auto": Auto(target_compute=0.25, use_plan=False)}
 GAIN = 4
 """How much larger than they are errors are drawn."""
 SCALE = 4

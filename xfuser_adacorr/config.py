@@ -12,6 +12,7 @@ from .model_executor.cache.methods.ada import Ada
 from .model_executor.cache.methods.auto import Auto
 from .model_executor.cache.methods.fast import Fast
 from .model_executor.cache.methods.fb import Fb
+from .model_executor.cache.methods.learned import Learned
 from .model_executor.cache.methods.options import (
     CORRECTED_SUFFIX,
     AdaCorrection,
@@ -25,13 +26,17 @@ from .model_executor.cache.methods.schedule import Schedule
 from .model_executor.cache.methods.tea import Tea
 
 METHOD_CLASSES: dict[str, type[Method]] = {
-    each.label: each for each in (Fb, Tea, Fast, Ada, Auto, Schedule, Replay)
+    each.label: each for each in (Fb, Tea, Fast, Ada, Auto, Schedule, Learned, Replay)
 }
 METHODS = ("Fb", "Tea", "Fast", "Ada", "Auto")
 """Methods that need nothing but a model; the others are told which steps to compute."""
 
 ADACORR_MODES = ("adaptive", "literal")
-FLAT_NAMES = {"threshold": "rel_l1_thresh", "warmup": "warmup_steps"}
+FLAT_NAMES = {
+    "threshold": "rel_l1_thresh",
+    "warmup": "warmup_steps",
+    "interpolate": "schedule_interpolation",
+}
 """Options whose flat keyword is another: field -> keyword."""
 CORRECTION_NAMES = {
     "gamma": "adacorr_gamma",
@@ -43,8 +48,8 @@ CORRECTION_NAMES = {
 STAND_INS = {"reuse": "residual", "last": "last", "forecast": "line"}
 """Schedule's ``stand_in`` -> `Schedule.forecast`."""
 OTHERS = ("use_cache", "enable_adacorrection", "adacorr_mode")
-NOT_FLAT = ("correction", "loaded", "traced", "every", "steps", "stored", "interpolate", "forecast")
-SCHEDULE_NAMES = ("schedule", "schedule_interpolation", "stand_in", "calibration")
+NOT_FLAT = ("correction", "loaded", "traced", "bound", "every", "steps", "stored", "forecast")
+SCHEDULE_NAMES = ("schedule", "stand_in", "calibration")
 
 
 def flat_names(method: type[Method]) -> dict[str, str]:
@@ -112,8 +117,8 @@ def from_flat(options: Mapping[str, Any]) -> Method:
             "adacorr_mode must be 'adaptive' for "
             f"{label}: Fb, Tea, Fast and Ada with AdaCorrection have the literal one"
         )
-    if enabled and method is Replay:
-        raise ValueError("enable_adacorrection must be False for Replay: its trace says it")
+    if enabled and method in (Learned, Replay):
+        raise ValueError(f"enable_adacorrection must be False for {label}: it stands alone")
     names = flat_names(method)
     own = {names[name]: options.pop(name) for name in list(options) if name in names}
     if method is Schedule:
@@ -146,7 +151,6 @@ def _schedule_options(options: dict[str, Any]) -> dict[str, Any]:
         check_choice("stand_in", stand_in, tuple(STAND_INS))
         own["forecast"] = STAND_INS[stand_in]
     own["stored"] = options.pop("calibration", None)
-    own["interpolate"] = options.pop("schedule_interpolation", False)
     return own
 
 
@@ -189,7 +193,6 @@ def to_flat(method: Method) -> dict[str, Any]:
             "schedule": method.given,
             "stand_in": {v: k for k, v in STAND_INS.items()}.get(method.forecast),
             "calibration": method.stored,
-            "schedule_interpolation": method.interpolate,
         }
         flat = {
             k: v for k, v in flat.items() if (v is not None and v is not False) or k == OTHERS[1]

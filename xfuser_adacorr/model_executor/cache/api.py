@@ -89,7 +89,7 @@ def enable_cache(
     for name, model in models.items():
         _check_free(name, model)
     main = next(iter(models.values()))
-    method = method.bound_to(main)
+    method = method.bound_to(main).bound_to_pipeline(x, models)
     stage, find_schedulers = find_stage(main), schedulers_of(x, scheduler)
     at_sampler = stage is None and find_schedulers is not None
     decision_scope = _scope_for(main, scope, at_sampler, check_ranks)
@@ -105,6 +105,8 @@ def enable_cache(
         kind = SamplerSite if method.answers_steps else StackSite
         stacks = _stacks(method, models, decision_scope)
         site = kind(method, models, find_schedulers, decision_scope, stacks)
+        if getattr(method, "learn", None) is not None and method.bound is None:
+            site = _learning_site(x, method, models, find_schedulers, decision_scope)
     site.install()
     return x
 
@@ -190,6 +192,14 @@ def _model_site(method: Method, model: nn.Module, scope: DecisionScope) -> Model
     stack = _stack(method, model, scope) if method.needs_blocks else None
     names = (family.latents, family.timestep, family.full_noise_timestep)
     return ModelSite(method, model, names, scope, stack)
+
+
+def _learning_site(x: Any, method: Method, models, find_schedulers, scope: DecisionScope) -> Any:
+    from .sites.learning import LearningSite
+
+    if isinstance(x, nn.Module) or scope.is_parallel:
+        raise ValueError("learn needs a pipeline, on one device: its generations are made again")
+    return LearningSite(method, models, find_schedulers, scope, {}, x)
 
 
 def _check_free(name: str, model: nn.Module) -> None:

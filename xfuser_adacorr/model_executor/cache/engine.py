@@ -1,6 +1,6 @@
 """The main flow: decide, then compute, learn and repair, or extrapolate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from .adacorrection.velocity import as_output, as_velocity
 from .forecasts import Forecast
 from .methods.base import Call, Decision, Read, Rule, Signal
 from .ranks import DecisionScope
+from .step import Step
 from .trace import CallRecord
 
 
@@ -21,6 +22,8 @@ class Lane:
     rule: Rule
     forecast: Forecast
     repair: Repair
+    checked: Callable[["Lane", Step, Mapping[str, Any]], "Lane"] = lambda lane, step, given: lane
+    """Asked at a run's first step, with the arguments of ``step``: the lane to go on with."""
 
     def tensors(self) -> list[Any]:
         """What is kept, for the memory account."""

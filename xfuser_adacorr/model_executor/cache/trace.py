@@ -71,6 +71,8 @@ class Trace:
     calls: list[CallRecord] = field(default_factory=list)
     config: dict[str, Any] | None = None
     """Options of the cache that was traced (`CacheConfig.to_dict`); None in traces of schema 1."""
+    plan: Mapping[str, Any] | None = None
+    """Name and expected PSNR of the learned plan that was followed (fields of `CacheSummary`)."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": TRACE_SCHEMA, **asdict(self)}
@@ -91,7 +93,7 @@ class Trace:
             )
         try:
             calls = [CallRecord(**_with_tuples(call)) for call in content["calls"]]
-            return cls(str(content["method"]), calls, content.get("config"))
+            return cls(str(content["method"]), calls, content.get("config"), content.get("plan"))
         except (KeyError, TypeError) as error:
             raise ValueError(f"trace: not a trace of a cache ({error})") from error
 
@@ -162,12 +164,14 @@ class CacheSummary:
             f"cache memory {self.cache_memory_bytes / 2**20:.2f} MiB",
         ]
         if self.plan is not None:
-            lines.append(f"plan {self.plan}, expected {self.expected_psnr_db:.1f} dB")
+            expected = self.expected_psnr_db
+            known = "PSNR not known" if expected is None else f"expected {expected:.1f} dB"
+            lines.append(f"plan {self.plan}, {known}")
         return "\n".join(lines)
 
 
-def summary_of(trace: Trace, memory_bytes: int = 0, **plan: Any) -> CacheSummary:
-    """Count a trace's records; ``plan`` are the fields of a learned plan."""
+def summary_of(trace: Trace, memory_bytes: int = 0) -> CacheSummary:
+    """Count a trace's records."""
     records = trace.calls
     steps: dict[int, list[CallRecord]] = {}
     for record in records:
@@ -185,8 +189,32 @@ def summary_of(trace: Trace, memory_bytes: int = 0, **plan: Any) -> CacheSummary
         compute_fraction=executed / calls if calls else 1.0,
         cache_memory_bytes=memory_bytes,
         trace=trace,
-        **plan,
+        **(trace.plan or {}),
     )
+
+
+IDLE_HINTS = {
+    "base": "its signal never stayed below the threshold; raise rel_l1_thresh",
+    "offset": "the expected error always reached the tolerance; raise the tolerance",
+    "warmup": "warmup_steps covers them",
+    "inputs": "the denoisers are called with other conditioning in every step",
+    "autograd": "gradients are recorded; sample under torch.no_grad()",
+    "budget": "the budget covers them",
+    "first": "each was taken for the first of a run; call set_timesteps once a run",
+}
+IDLE_STEPS = 4
+"""Shorter runs may well have nothing to reuse."""
+
+
+def idle_message(trace: Trace) -> str | None:
+    """What to say of a run in which the cache never acted; None where it did, or could not."""
+    reasons = [record.reason for record in trace.calls]
+    if len(reasons) < IDLE_STEPS or any(not record.refreshed for record in trace.calls):
+        return None
+    most = max(sorted(set(reasons)), key=reasons.count)
+    if (trace.config or {}).get("schedule") == 1 or most not in IDLE_HINTS:
+        return None
+    return f"{trace.method} computed every step of a run ({most}): {IDLE_HINTS[most]}"
 
 
 def tensor_bytes(state: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .ada import calibrate_ada
 from .fast import calibrate_fast
+from .learned import calibrate_learned
 from .runs import Prompts
 from .tea import calibrate_tea
 
@@ -14,9 +15,12 @@ CALIBRATIONS: dict[str, Callable[..., Path]] = {
     "Tea": calibrate_tea,
     "Fast": calibrate_fast,
     "Ada": calibrate_ada,
+    "Learned": calibrate_learned,
 }
 """By the method's name: ``function(pipe, prompts, *, num_inference_steps, output, ..., **call)``,
 which returns the path of the file it wrote."""
+COMMON = ("seed", "progress")
+"""Options that all of them have."""
 
 
 def calibrate(
@@ -35,8 +39,9 @@ def calibrate(
 
     Args:
         pipe: a pipeline without a cache, whose transformer has blocks that are known or inferred.
-        method: ``Tea`` (the polynomial), ``Fast`` (linear maps in the place of blocks) or ``Ada``
-            (the codebook).
+        method: ``Tea`` (the polynomial), ``Fast`` (linear maps in the place of blocks), ``Ada``
+            (the codebook) or ``Learned`` (schedules and coefficients: `calibrate_learned`, which
+            samples the prompts more than once and has options of its own).
         prompts: texts, or mappings with the arguments of one call each (``{"class_labels": [3]}``),
             which may hold a ``seed``.
         num_inference_steps: sampling steps, as the pipeline is to be called.
@@ -57,7 +62,7 @@ def calibrate(
         raise ValueError(f"method must be one of {', '.join(CALIBRATIONS)}, got {method!r}")
     for name in options:
         takers = [label for label, fit in CALIBRATIONS.items() if name in _own_options(fit)]
-        if takers and method not in takers:
+        if name not in COMMON and takers and method not in takers:
             raise ValueError(f"{name} is an option of {', '.join(takers)}, not of {method}")
     return CALIBRATIONS[method](
         pipe, prompts, num_inference_steps=num_inference_steps, output=output, **options

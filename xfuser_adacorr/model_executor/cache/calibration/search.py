@@ -73,6 +73,7 @@ def search_schedule(
     max_evaluations: int | None = None,
     known: Mapping[Steps, float] | None = None,
     scored: Callable[[Steps, float], None] = lambda steps, value: None,
+    neighbours: Callable[[Steps, int, int], Iterator[Steps]] = moves,
 ) -> Found:
     """The set of refreshed steps with the highest score that exchanges lead to from the starts.
 
@@ -86,6 +87,7 @@ def search_schedule(
         starts: sets to begin from, of equal size, each once.
         num_steps: steps of the run.
         max_evaluations: different sets to score at the most, known ones included; None: no limit.
+        neighbours: (set, one of its steps, steps of the run) -> sets to try in its place.
 
     Raises `ValueError` for starts that are no sets of steps of the run.
     """
@@ -112,15 +114,27 @@ def search_schedule(
     try:
         generator = random.Random(seed)
         for start in sorted(dict.fromkeys(starts), key=value, reverse=True):
-            _climb(start, value, num_steps, generator)
+            _climb(start, value, num_steps, generator, neighbours)
     except _Spent:
         complete = False
     best = max(asked, key=lambda steps: asked[steps])
     return Found(best, asked[best], len(asked), complete)
 
 
+def near_moves(steps: Steps, step: int, num_steps: int, reach: int = 3) -> Iterator[Steps]:
+    """Sets with ``step`` moved by up to ``reach`` steps to a free place, nearest first."""
+    rest = [other for other in steps if other != step]
+    for by in (sign * far for far in range(1, reach + 1) for sign in (1, -1)):
+        if 0 < step + by < num_steps and step + by not in rest:
+            yield tuple(sorted([*rest, step + by]))
+
+
 def _climb(
-    start: Steps, value: Callable[[Steps], float], num_steps: int, generator: random.Random
+    start: Steps,
+    value: Callable[[Steps], float],
+    num_steps: int,
+    generator: random.Random,
+    neighbours: Callable[[Steps, int, int], Iterator[Steps]],
 ) -> None:
     current, improved = start, True
     while improved:
@@ -129,7 +143,8 @@ def _climb(
             if step not in current:  # an earlier move of this round took it away
                 continue
             better = next(
-                (s for s in moves(current, step, num_steps) if value(s) > value(current)), None
+                (s for s in neighbours(current, step, num_steps) if value(s) > value(current)),
+                None,
             )
             if better is not None:
                 current, improved = better, True

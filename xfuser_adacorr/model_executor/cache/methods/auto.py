@@ -1,18 +1,24 @@
 """Auto: AdaCorrection's own refresh rule, with no base method below it."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from .base import Rule, Warmup
+from .learned import bind_plans, cannot_follow, check_targets, learned_lane
 from .options import (
     AUTO_TOLERANCE,
     Method,
     check_count,
+    check_flag,
     check_number,
     check_tolerance,
+    compute_target,
     error_rule,
     within_budget,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +45,41 @@ class Auto(Method):
     num_steps: int | None = None
     """Sampling steps of a bare model; None: inferred from the timesteps."""
 
+    target_psnr: float | None = None
+    """In place of a tolerance: the cheapest budget of a learned plan with this mean PSNR in dB on
+    the prompts that it was calibrated on; no promise for one picture."""
+    use_plan: bool = True
+    """With a target, follow the learned plan beside the pipeline or its model where it fits the
+    run; else, and where there is none, Auto's own rule."""
+    plan: str | None = None
+    """File of learned plans, in place of the one beside the model."""
+    learn: int | None = None
+    """With ``target_compute`` or ``target_speedup``, where no plan is found: compute so many
+    generations in full, fit a plan to them, and follow it from then on."""
+    bound: Any = field(default=None, repr=False, compare=False)
+    """The `BoundPlans` of the pipeline."""
+
     def __post_init__(self) -> None:
         check_number("gamma", self.gamma, least=0)
         check_number("lambda_", self.lambda_, least=0)
         check_tolerance(self)
+        check_targets(self)
+        check_flag("use_plan", self.use_plan)
+        if self.plan is not None and not isinstance(self.plan, str):
+            raise TypeError(f"plan must be a path or None, got {self.plan!r}")
+        if self.target_psnr is not None and self.tolerance is not None:
+            raise ValueError("tolerance and target_psnr: give one of them")
+        if self.target_psnr is not None and not self.use_plan:
+            raise ValueError("target_psnr needs a learned plan: use_plan must be True")
+        check_count("learn", self.learn, least=1, optional=True)
+        if self.learn is not None and not (self.use_plan and self.needs_steps and not self.warmup):
+            raise ValueError(
+                "learn acts with target_compute or target_speedup, use_plan=True and no warmup"
+            )
+        if self.plan is not None and not (self.use_plan and self.has_target):
+            raise ValueError(
+                "plan acts with target_compute, target_speedup or target_psnr, and use_plan=True"
+            )
         check_count("warmup", self.warmup, least=0)
         check_count("num_steps", self.num_steps, least=1, optional=True)
 
@@ -50,7 +87,55 @@ class Auto(Method):
     def needs_steps(self) -> bool:
         return self.target_compute is not None or self.target_speedup is not None
 
+    @property
+    def has_target(self) -> bool:
+        return self.needs_steps or self.target_psnr is not None
+
+    def bound_to_pipeline(self, pipe, models) -> "Auto":
+        """With the plans read; those beside the model are passed over if they are another's."""
+        if not (self.use_plan and self.has_target):
+            return self
+        try:
+            return replace(self, bound=bind_plans(self.plan, pipe, models))
+        except FileNotFoundError:
+            if self.plan is not None or self.target_psnr is not None:
+                raise
+            return self
+        except ValueError as error:
+            if self.plan is not None or self.target_psnr is not None:
+                raise
+            _own_rule(error)
+            return self
+
+    def make_lane(self, places, begin, inside, stepper, scope):
+        def own_lane(reason: Any):
+            if self.target_psnr is not None:
+                raise ValueError(f"target_psnr needs a learned plan that fits the run; {reason}")
+            _own_rule(reason)
+            return Method.make_lane(self, places, begin, inside, stepper, scope)
+
+        def checked(lane, step, arguments):
+            unfit = cannot_follow(step, arguments)
+            return lane if unfit is None else own_lane(f"plan: {unfit}")
+
+        if self.bound is None or self.warmup:
+            return Method.make_lane(self, places, begin, inside, stepper, scope)
+        try:
+            plan = self.bound.plan_for(places, begin, stepper)
+            course = plan.course_for(compute_target(self), self.target_psnr)
+        except ValueError as error:
+            return own_lane(error)
+        lane = learned_lane(plan, course, places)
+        lane.checked = checked
+        return lane
+
     def make_rule(self, places, inside) -> Rule:
+        if self.target_psnr is not None:
+            raise ValueError("target_psnr needs a learned plan, and a scheduler that it fits")
         own = error_rule(self, AUTO_TOLERANCE, places)
         rule = within_budget(own, own)
         return Warmup(rule, self.warmup) if self.warmup else rule
+
+
+def _own_rule(reason: Any) -> None:
+    logger.info("Auto decides by its own rule: %s", reason)

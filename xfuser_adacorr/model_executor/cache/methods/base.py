@@ -105,6 +105,9 @@ class Decision:
 class Rule:
     """Decides which steps, or calls, are computed; one object a run (and branch)."""
 
+    plan: Mapping[str, Any] | None = None
+    """Name of the learned plan that is followed and its PSNR, as `CacheSummary` has them."""
+
     def measure(self, call: Call) -> Signal:
         """What the decision needs of ``call``; ``call.step`` need not be known yet."""
         return Signal()
@@ -268,9 +271,13 @@ class StackRule(Rule):
     """The test of a `StackMethod` as a rule, with the state of one branch."""
 
     def __init__(self, method: StackMethod, branch: str = "") -> None:
-        self.method, self.state = method, method.new_state()
-        method.named(self.state, branch)
-        self._calls = 0
+        self.method, self.branch = method, branch
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all calls: the next one is the first."""
+        self.state, self._calls = self.method.new_state(), 0
+        self.method.named(self.state, self.branch)
 
     def measure(self, call: Call) -> Signal:
         return self.method.measure(self.state, call.block)

@@ -12,6 +12,7 @@ from .base import Either, PerModel, Rule, StackMethod, Warmup
 if TYPE_CHECKING:
     from xfuser_adacorr.model_executor.cache.adacorrection import Repair
     from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import ModelFamily
+    from xfuser_adacorr.model_executor.cache.engine import Lane
     from xfuser_adacorr.model_executor.cache.forecasts import Forecast
     from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
     from xfuser_adacorr.model_executor.cache.schedulers import Places
@@ -179,6 +180,10 @@ class Method:
         """The options with what is stored beside ``model`` read; asked once, when enabled."""
         return self
 
+    def bound_to_pipeline(self, pipe: Any, models: Mapping[str, nn.Module]) -> "Method":
+        """The same for what is stored for all ``models`` of ``pipe``, which may be a model."""
+        return self
+
     def make_stack(self, model: nn.Module, family: "ModelFamily") -> StackMethod:
         """The method inside one model; for those that need blocks."""
         raise NotImplementedError
@@ -200,6 +205,20 @@ class Method:
         from xfuser_adacorr.model_executor.cache.adacorrection import EulerRepair, make_repair
 
         return EulerRepair() if stepper is None else make_repair(stepper)
+
+    def make_lane(
+        self,
+        places: "Places",
+        begin: int,
+        inside: Mapping[str, Rule],
+        stepper: Any,
+        scope: "DecisionScope",
+    ) -> "Lane":
+        """All of that for a run of ``stepper`` on ``places``, whose first step is ``begin``."""
+        from xfuser_adacorr.model_executor.cache.engine import Lane
+
+        rule = self.make_rule(places, inside)
+        return Lane(rule, self.make_forecast(scope), self.make_repair(stepper))
 
     def to_dict(self) -> dict[str, Any]:
         """The flat options, as YAML files and the command line have them."""

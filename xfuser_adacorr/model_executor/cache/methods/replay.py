@@ -62,6 +62,33 @@ class Replay(Method):
     def make_stack(self, model, family) -> "RecordedStack":
         return RecordedStack(self.traced.make_stack(model, family), self.trace)
 
+    def bound_to_pipeline(self, pipe, models):
+        traced = self.traced
+        if self.trace.plan is None and hasattr(traced, "use_plan"):
+            traced = replace(traced, use_plan=False)  # there may be one by now
+        bound = replace(self)
+        object.__setattr__(bound, "traced", traced.bound_to_pipeline(pipe, models))
+        return bound
+
+    def make_lane(self, places, begin, inside, stepper, scope):
+        lane = self.traced.make_lane(places, begin, inside, stepper, scope)
+        own_check = lane.checked
+
+        def checked(lane, step, arguments):
+            return self._recorded(own_check(lane, step, arguments))
+
+        lane.checked = checked
+        return self._recorded(lane)
+
+    def _recorded(self, lane):
+        plan, lane.rule = lane.rule.plan, Recorded(self.trace)
+        if self.trace.plan is not None and plan is None:
+            raise ValueError(
+                f"trace: it followed the plan {self.trace.plan['plan']!r}, which this run does not"
+            )
+        lane.rule.plan = plan
+        return lane
+
     def make_forecast(self, scope):
         return self.traced.make_forecast(scope)
 

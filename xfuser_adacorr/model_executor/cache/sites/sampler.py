@@ -77,12 +77,15 @@ class SamplerSite:
         """Return what the call returned last in a reused step, else compute it."""
         inputs, slot = Inputs(args, kwargs), run.slots.get(key)
         fits = slot is not None and inputs.follows(slot.inputs)
+        before = None if slot is None else slot.inputs
         if slot is not None:
             slot.inputs = inputs
         run.inputs_changed |= not fits
         if run.decision is None and not self.stacks:
             self._decide(run, None)
         if run.decision is None and key[0] in self.stacks:
+            if before is not None and inputs.layout != before.layout:
+                run.branches[key[0], "", 0].begin()  # what it remembers has another shape
             output = self._decided_inside(run, key[0], original, args, kwargs)
         elif fits and run.decision is not None and not run.decision.compute:
             return slot.output
@@ -166,6 +169,9 @@ class SamplerSite:
     ) -> Any:
         """Step with the computed output, which teaches, or with the forecast."""
         lane = self._lane_of(run, track)
+        if track.last is None:
+            lane = track.lane = lane.checked(lane, step, arguments)
+            run.trace.plan = lane.rule.plan
         call, decision = run.decided.pop(id(track.stepper), (None, None))
         if call is None or call.step is not step:  # first of a copy, or out of turn
             call, decision = Call(step=step), Decision(True, "first")
@@ -182,8 +188,9 @@ class SamplerSite:
         if not computed:
             return reuse(lane, call, original, arguments, _output_name(arguments))
         run.account_memory()  # with what the skipped steps left
-        if decision.why == "inputs":  # the line from before holds no more
+        if run.lines_broken and lane.forecast.v0 is not None:  # nothing from before holds, or fits
             lane.forecast = self.method.make_forecast(self.scope)
+            lane.repair = self.method.make_repair(track.stepper)
         call.latents = scaled(arguments["sample"], step.scale)
         name = _output_name(arguments)
         result = refresh(lane, call, decision, run.record, original, arguments, name)
@@ -196,11 +203,10 @@ class SamplerSite:
             if self.stacks and not run.branches:  # one sampler's rule asks the models
                 base = {name: StackRule(stack.method) for name, stack in self.stacks.items()}
                 run.branches = {(name, "", 0): rule for name, rule in base.items()}
-            track.lane = Lane(
-                self.method.make_rule(track.places, base),
-                self.method.make_forecast(self.scope),
-                self.method.make_repair(track.stepper),
+            track.lane = self.method.make_lane(
+                track.places, track.begin, base, track.stepper, self.scope
             )
+            run.trace.plan = track.lane.rule.plan
         return track.lane
 
     def _note(self, run: Run, step: Step, computed: bool) -> None:
@@ -215,7 +221,7 @@ class SamplerSite:
         record.compute_fraction = min(run.cost / len(made), 1.0)
         run.trace.calls.append(record)
         changed = run.inputs_changed or bool(run.last_made and made != run.last_made)
-        run.inputs_changed = changed and not computed
+        run.inputs_changed, run.lines_broken = changed and not computed, changed
 
 
 def _output_name(arguments: Mapping[str, Any]) -> str:

@@ -1,0 +1,83 @@
+"""Fit the learned plan of one of the benchmark's pipelines on development prompts, and store it as
+``plan.json`` in the pipeline's directory. Interrupted, it goes on where it stopped."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmark.models.families import FAMILIES, BenchmarkFamily
+from xfuser_adacorr import calibrate_learned
+from xfuser_adacorr.model_executor.cache.calibration.learned import BUDGETS, SEARCH_EVALUATIONS
+from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model_type", choices=sorted(FAMILIES), required=True)
+    parser.add_argument("--model", type=Path, help="benchmark/pipelines/MODEL_TYPE")
+    parser.add_argument("--prompts", type=Path, help="benchmark/prompts/MODEL_TYPE.json")
+    parser.add_argument("--num_inference_steps", type=int, help="the family's usual number")
+    parser.add_argument("--num_prompts", type=int, default=16, help="of the development split")
+    parser.add_argument("--held_out", type=int, help="of them, not fitted on (a quarter)")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--search_evaluations", type=int, default=SEARCH_EVALUATIONS)
+    parser.add_argument(
+        "--starts", nargs="*", default=[], help="schedules to begin from: 0,8,10,14,17 0,4,8,..."
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts sampled together")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the moves")
+    parser.add_argument("--output", type=Path, help="plan.json in the pipeline's directory")
+    return parser.parse_args()
+
+
+def call_of(pipe: Any, family: BenchmarkFamily, text: str) -> dict[str, Any]:
+    """Arguments of the pipeline for one prompt, as the benchmark calls it."""
+    side = family.picture_size(pipe)
+    settings = SimpleNamespace(
+        guidance_scale=family.guidance_scale, true_cfg_scale=1.0, num_frames=family.num_frames
+    )
+    return family.call(pipe, settings, text, (side, side))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.disable_progress_bar()
+    family = FAMILIES[arguments.model_type]
+    model = arguments.model or Path("benchmark/pipelines") / arguments.model_type
+    pipe = family.load_class().from_pretrained(str(model), local_files_only=True)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    path = arguments.prompts or Path("benchmark/prompts") / f"{arguments.model_type}.json"
+    entries = json.loads(path.read_text())["development"][: arguments.num_prompts]
+    calls = [call_of(pipe, family, entry[family.text]) for entry in entries]
+    own = [name for name in ("prompt", "class_labels") if name in calls[0]]
+    path = calibrate_learned(
+        pipe,
+        [
+            {**{name: call[name] for name in own}, "seed": entry["seed"]}
+            for call, entry in zip(calls, entries, strict=True)
+        ],
+        num_inference_steps=arguments.num_inference_steps or family.steps,
+        budgets=arguments.budgets,
+        search_evaluations=arguments.search_evaluations,
+        seed=arguments.seed,
+        output=arguments.output or model / "plan.json",
+        held_out=arguments.held_out,
+        starts=[tuple(int(step) for step in text.split(",")) for text in arguments.starts],
+        batch_size=arguments.batch_size,
+        **{name: value for name, value in calls[0].items() if name not in own},
+    )
+    plan = PlanFile.load(path).plans[-1]
+    for course in plan.courses:
+        print(f"{len(course.steps)} of {plan.num_steps} steps: {course.psnr_db:.1f} dB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""`calibrate_learned`: what it asks of a pipeline, stores, refuses, and resumes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cache.methods.test_learned import SAMPLERS, STEPS, Loop, calibrated, sampled
+from tests.pipelines import CASES
+from xfuser_adacorr import Auto, calibrate_learned, enable_cache
+from xfuser_adacorr.model_executor.cache.calibration import learned as calibration
+from xfuser_adacorr.model_executor.cache.calibration import plan_file
+from xfuser_adacorr.model_executor.cache.calibration.learned_runs import ClosedLoop
+from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
+from xfuser_adacorr.model_executor.cache.calibration.prompt_calls import batched_calls
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "plan.json")
+
+
+@pytest.fixture
+def pipe():
+    return Loop(SAMPLERS["flow"]())
+
+
+def flux_calls(count, batch_size):
+    prompts = [{**CASES["flux"].arguments(False), "seed": seed} for seed in range(count)]
+    options = {"num_inference_steps": 7, "output_type": "latent"}
+    return batched_calls(prompts, batch_size, 0, options)
+
+
+def fitted(pipe, calls, schedule=(0, 2, 5), memory_limit=1e9):
+    loop = ClosedLoop(pipe, {"transformer": pipe.transformer}, calls, memory_limit)
+    loop.record()
+    loop.hold_out(0)
+    return loop, *loop.follow(schedule)
+
+
+def test_calls_side_by_side_are_fitted_as_one_batch_is():
+    pipe = CASES["flux"].build()
+    _, alone, final, _ = fitted(pipe, flux_calls(3, 1))
+    _, together, final_together, _ = fitted(pipe, flux_calls(3, 3))
+    torch.testing.assert_close(final, final_together, rtol=1e-3, atol=1e-3)
+    for a, b in zip(alone.coefficients, together.coefficients, strict=True):
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-3)
+
+
+def test_trajectories_in_files_are_those_in_memory():
+    pipe = CASES["flux"].build()
+    in_memory, *_ = fitted(pipe, flux_calls(2, 1))
+    in_files, *_ = fitted(pipe, flux_calls(2, 1), memory_limit=0)
+    assert in_files.uncached._folder is not None and in_memory.uncached._folder is None
+    for place in range(8):
+        assert torch.equal(in_files.uncached.at(place), in_memory.uncached.at(place))
+
+
+def test_recorded_trajectories_are_the_uncached_runs(pipe):
+    calls = batched_calls([{"label": [1], "seed": 5}], 1, 0, {"num_inference_steps": STEPS})
+    loop, *_ = fitted(pipe, calls)
+    seen = []
+    final = sampled(pipe, seed=5, callback=lambda place, latents: seen.append(latents) or latents)
+    assert torch.equal(loop.uncached.at(STEPS), final)
+    for place, latents in enumerate(seen):
+        torch.testing.assert_close(loop.uncached.at(place + 1), latents)
+
+
+def test_a_known_beginning_is_not_computed_again(pipe):
+    calls = batched_calls([{"label": [k]} for k in range(3)], 1, 0, {"num_inference_steps": STEPS})
+    loop, known, _, _ = fitted(pipe, calls, (0, 3, 6, 9))
+    fresh, final, _ = loop.follow((0, 3, 6, 10))
+    pipe.transformer.calls = 0
+    again, final_again, _ = loop.follow((0, 3, 6, 10), known)
+    assert pipe.transformer.calls == 3 * 2, "the first step and the one that moved"
+    assert again.coefficients == fresh.coefficients
+    assert torch.equal(final, final_again)
+
+
+def test_an_error_in_one_call_ends_them_all(pipe):
+    calls = batched_calls([{"label": [k]} for k in range(3)], 1, 0, {"num_inference_steps": STEPS})
+    loop, *_ = fitted(pipe, calls)
+    calls[1]["label"] = [99]
+    with pytest.raises(IndexError):
+        loop.follow((0, 4, 8))
+    calls[1]["label"] = [1]
+    loop.follow((0, 4, 8))
+
+
+def test_the_pipeline_is_left_as_it_was(pipe, path):
+    before, scheduler = dict(vars(pipe)), pipe.scheduler
+    calibrated(pipe, path)
+    assert type(pipe.scheduler).__mro__[0] is type(scheduler) and pipe.scheduler is scheduler
+    assert "_cache_owner" not in pipe.transformer.__dict__
+    assert set(vars(pipe)) == set(before)
+
+
+def test_an_interrupted_calibration_goes_on(pipe, path, monkeypatch):
+    whole = calibrated(pipe, path)
+    other = path.replace("plan.json", "other.json")
+    find, counts = calibration.find_course, []
+
+    def interrupted(loop, count, *arguments):
+        counts.append(count)
+        if len(counts) == 2:
+            raise KeyboardInterrupt
+        return find(loop, count, *arguments)
+
+    monkeypatch.setattr(calibration, "find_course", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(pipe, other)
+    with pytest.raises(
+        ValueError, match=r"checkpoint: .* another calibration \(prompts_digest, seed"
+    ):
+        calibrated(pipe, other, seed=3)
+    resumed = calibrated(pipe, other)
+    assert counts == [3, 6, 6]
+    assert resumed.plans[0].courses == whole.plans[0].courses
+
+
+def test_plans_for_other_steps_stay_in_the_file(pipe, path):
+    calibrated(pipe, path)
+    calibrated(pipe, path, num_inference_steps=8)
+    calibrated(pipe, path, budgets=(0.5,))
+    assert [plan.num_steps for plan in PlanFile.load(path).plans] == [8, STEPS]
+
+
+def test_the_psnr_is_of_the_prompts_held_out(pipe, path):
+    plan = calibrated(pipe, path, held_out=1).plans[0]
+    assert {course.measured_on for course in plan.courses} == {1}
+    assert plan.settings["held_out"] == 1 and "torch" in plan.settings["versions"]
+
+
+def test_what_is_not_finite_is_refused(pipe, path):
+    with torch.no_grad():
+        pipe.transformer.a[2] = float("nan")
+    with pytest.raises(ValueError, match="uncached latents of call 2, sample 0, are not finite"):
+        calibrated(pipe, path)
+
+
+def test_samplers_that_no_plan_fits_are_refused(path):
+    with pytest.raises(ValueError, match="calibration: the run begins|adds noise"):
+        calibrated(Loop(SAMPLERS["ddim"]()), path, eta=0.5)
+    with pytest.raises(ValueError, match="must begin at step 0"):
+        calibrated(Loop(SAMPLERS["flow"]()), path, begin=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budgets": (1.4,)}, "budgets must be"),
+        ({"held_out": 4}, "held_out must leave prompts"),
+        ({"search_evaluations": 0}, "search_evaluations must be at least 1"),
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt"),
+        ({"output": None}, "output must be given"),
+    ],
+)
+def test_bad_arguments_are_named(pipe, path, options, message):
+    options = {"output": path, "num_inference_steps": STEPS} | options
+    with pytest.raises(ValueError, match=message):
+        calibrate_learned(pipe, [{"label": [k]} for k in range(4)], progress=False, **options)
+
+
+def test_a_cache_must_not_be_enabled(pipe, path):
+    enable_cache(pipe, Auto())
+    with pytest.raises(ValueError, match="disable_cache first"):
+        calibrated(pipe, path)
+
+
+def test_prompts_are_batched_with_their_own_noise():
+    calls = batched_calls(["a", "b", "c"], 2, 10, {"steps": 4})
+    assert calls == [
+        {"prompt": ["a", "b"], "steps": 4, "seeds": [10, 11]},
+        {"prompt": "c", "steps": 4, "seeds": [12]},
+    ]
+    merged = batched_calls([{"class_labels": [1]}, {"class_labels": [2], "seed": 7}], 2, 0, {})
+    assert merged == [{"class_labels": [1, 2], "seeds": [0, 7]}]
+
+
+def test_nothing_half_written_is_left(pipe, path, monkeypatch):
+    calibrated(pipe, path)
+    before = Path(path).read_text()
+
+    def broken(*paths):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(plan_file.os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        calibrated(pipe, path, seed=1)
+    assert Path(path).read_text() == before

@@ -1,0 +1,281 @@
+"""`calibrate_learned`: find and fit the schedules of a pipeline's plan."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from xfuser_adacorr.model_executor.cache.methods.options import check_count, check_number
+from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
+
+from .learned_fit import RIDGE, ROUNDS, ScheduleFit
+from .learned_runs import ClosedLoop
+from .plan_file import (
+    PLAN_FILE,
+    Course,
+    Plan,
+    PlanFile,
+    course_from,
+    fingerprints,
+    package_versions,
+    write_whole,
+)
+from .prompt_calls import batched_calls
+from .search import Steps, near_moves, search_schedule
+
+BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+SEARCH_EVALUATIONS = 60
+AUTO_CALLS = 4
+"""Calls whose steps under `Auto` are averaged to begin a search from."""
+
+
+def calibrate_learned(
+    pipe: Any,
+    prompts: Sequence[str | Mapping[str, Any]],
+    *,
+    num_inference_steps: int,
+    budgets: Sequence[float] = BUDGETS,
+    search_evaluations: int = SEARCH_EVALUATIONS,
+    seed: int = 0,
+    output: str | Path | None = None,
+    held_out: int | None = None,
+    starts: Sequence[Sequence[int]] = (),
+    batch_size: int = 1,
+    denoisers: Sequence[str] | None = None,
+    name: str | None = None,
+    memory_limit_gib: float = 8.0,
+    progress: bool = True,
+    **call: Any,
+) -> Path:
+    """Fit learned correction for a pipeline's runs of ``num_inference_steps``, and store the plan.
+
+    Every prompt is sampled once in full; then for each budget schedules are searched, each fitted
+    in closed form along the trajectories that it leads to, which costs its computed steps a prompt.
+    Interrupted, the same call goes on after the last budget that was done.
+
+    Args:
+        pipe: a pipeline whose loop calls ``scheduler.step``, without a cache.
+        prompts: texts, or arguments of one call each (``{"class_labels": [3]}``), which may have a
+            ``"seed"``; eight or more of what the pipeline is used for.
+        num_inference_steps: as the pipeline is to be called.
+        budgets: shares of the steps to be computed, each in (0, 1).
+        search_evaluations: schedules to try for each budget; 1: the best start as it is.
+        seed: of the noise (plus the prompt's place) and of the search.
+        output: the plan file, or a directory for it; None: ``plan.json`` in the pipeline's
+            directory. Plans for other steps that it has stay in it.
+        held_out: prompts, from the end of the list, that are not fitted on; the PSNR is stated
+            for them. None: a quarter. 0: it is stated for those that were fitted on.
+        starts: schedules to begin the searches from, beside even ones, those that `Auto` takes, and
+            those of a plan for the same steps that ``output`` holds.
+        batch_size: prompts a call, where the pipeline takes lists.
+        denoisers: as in `enable_cache`.
+        name: of the plan; None: made from the sampler and its steps.
+        memory_limit_gib: beyond it the uncached trajectories are kept in temporary files.
+        progress: whether bars are shown.
+        call: further arguments of the pipeline (``guidance_scale``, ``height``, ...).
+
+    Returns the path of the plan file. Raises `ValueError` for pipelines and samplers that no plan
+    can be fitted on (noise drawn in steps, several calls a step), runs that are not finite, and a
+    plan file or checkpoint of another model or another calibration.
+    """
+    from xfuser_adacorr.model_executor.cache.api import denoisers_of, is_cache_enabled
+
+    check_count("num_inference_steps", num_inference_steps, least=2)
+    check_count("search_evaluations", search_evaluations, least=1)
+    check_count("batch_size", batch_size, least=1)
+    check_count("held_out", held_out, least=0, optional=True)
+    for budget in budgets:
+        check_number("budgets", budget, above=0, most=1)
+    if is_cache_enabled(pipe):
+        raise ValueError("a cache is enabled on the pipeline; call disable_cache first")
+    models = denoisers_of(pipe, denoisers)
+    path = _output_path(pipe, output)
+    held_out = len(prompts) // 4 if held_out is None else held_out
+    if held_out >= len(prompts):
+        raise ValueError(f"held_out must leave prompts to fit on, got {held_out} of {len(prompts)}")
+    call = {"num_inference_steps": num_inference_steps, **_output_type(pipe, call), **call}
+    calls = batched_calls(prompts, batch_size, seed, call)
+    before = PlanFile(fingerprints=fingerprints(models), plans=(), path=str(path))
+    if path.is_file():
+        before = PlanFile.load(path)
+        before.check_models(models)
+
+    loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30)
+    with tqdm(total=len(calls), desc="uncached runs", disable=not progress) as bar:
+        loop.record(lambda index: bar.update())
+    loop.hold_out(held_out)
+    settings = {
+        "prompts": len(prompts),
+        "held_out": held_out,
+        "prompts_digest": _digest(calls),
+        "seed": seed,
+        "search_evaluations": search_evaluations,
+        "batch_size": batch_size,
+        "ridge": RIDGE,
+    }
+    checkpoint = Checkpoint(path, {**settings, "fingerprints": before.fingerprints})
+    steps = len(loop.places.steps)
+    counts = sorted({min(max(math.floor(b * steps + 0.5), 1), steps - 1) for b in budgets})
+    begin = [*starts, *before.schedules_of(loop.places)]
+    for count in counts:
+        if count not in checkpoint.courses:
+            with tqdm(
+                total=search_evaluations, desc=f"{count} of {steps} steps", disable=not progress
+            ) as bar:
+
+                def tried(best: float, bar: Any = bar) -> None:
+                    bar.update()
+                    bar.set_postfix_str(f"{best:.1f} dB")
+
+                course = find_course(loop, count, search_evaluations, seed, begin, tried)
+            checkpoint.note(count, course)
+    plan = Plan(
+        name=name or f"{loop.places.sampler['class']}-{steps}",
+        sampler=loop.places.sampler,
+        times=tuple(loop.times),
+        guidance_scale=loop.guidance_scale,
+        courses=tuple(checkpoint.courses[count] for count in counts),
+        settings={**settings, "versions": package_versions()},
+    )
+    before.with_plan(plan).save(path)
+    checkpoint.remove()
+    return path
+
+
+def find_course(
+    loop: ClosedLoop,
+    count: int,
+    evaluations: int,
+    seed: int = 0,
+    starts: Sequence[Steps] = (),
+    tried: Callable[[float], None] = lambda best: None,
+) -> Course:
+    """The best schedule of ``count`` steps that a search finds, fitted, and its PSNR.
+
+    ``starts`` are schedules to begin from, beside the usual ones; ``tried`` is told the best score
+    after every evaluation.
+    """
+    best: list[tuple[float, ScheduleFit]] = []
+    unseen: dict[Steps, float] = {}
+    """Of every schedule, how it does on the prompts held out."""
+
+    def score(steps: Steps) -> float:
+        fit, final, _ = loop.follow(steps, best[0][1] if best else None)
+        found = loop.psnr_db(final)
+        unseen[steps] = loop.unseen_mean(found)
+        value = float(found[loop.fitted].median())
+        if not best or value > best[0][0]:
+            best[:] = [(value, fit)]
+        tried(best[0][0])
+        return value
+
+    starts = starting_schedules(loop, count, starts)
+    found = search_schedule(
+        score,
+        starts,
+        len(loop.places.steps),
+        seed=seed,
+        max_evaluations=evaluations,
+        neighbours=near_moves,
+    )
+    # A search may suit its own prompts alone, and so may weights: the prompts held out decide.
+    start = max((s for s in starts if s in unseen), key=lambda s: unseen[s])
+    choices = {}
+    for steps in dict.fromkeys((found.steps, start)):
+        choices[steps, ROUNDS] = unseen[steps]
+        choices[steps, 1] = loop.unseen_mean(loop.psnr_db(loop.follow(steps, rounds=1)[1]))
+    steps, rounds = max(choices, key=lambda choice: choices[choice])
+    fit, _, outputs = loop.follow(steps, rounds=rounds, to_the_end=True)
+    measured = loop.unseen_pictures(loop.picture_psnr_db(outputs))
+    return Course(
+        steps=steps,
+        coefficients=tuple(tuple(row) for row in fit.coefficients),
+        psnr_db=float(measured.mean()),
+        psnr_spread_db=float(measured.std()) if len(measured) > 1 else None,
+        measured_on=len(measured),
+    )
+
+
+def fitted_course(loop: ClosedLoop, count: int) -> Course:
+    """The best of the usual schedules of ``count`` steps, fitted, without a search."""
+    scores: dict[Steps, tuple[float, ScheduleFit]] = {}
+    for steps in starting_schedules(loop, count):
+        fit, final, _ = loop.follow(steps)
+        scores[steps] = float(loop.psnr_db(final).median()), fit
+    steps = max(scores, key=lambda each: scores[each][0])
+    rows = tuple(tuple(row) for row in scores[steps][1].coefficients)
+    return Course(steps=steps, coefficients=rows, psnr_db=None)
+
+
+def starting_schedules(loop: ClosedLoop, count: int, given: Sequence[Steps] = ()) -> list[Steps]:
+    """Those given of so many steps, evenly spaced with the last step and without, and Auto's."""
+    steps = range(len(loop.places.steps))
+    starts = [tuple(each) for each in given if len(each) == count]
+    starts.append(evenly_spaced(steps, count))
+    if count < len(steps):
+        starts.append(evenly_spaced(steps, count + 1)[:-1])
+    if count > 1:
+        auto = loop.auto_steps(count, min(AUTO_CALLS, len(loop.rows)))
+        starts += [auto] if len(auto) == count else []
+    return list(dict.fromkeys(starts))
+
+
+# -- options and files ---------------------------------------------------------------------------
+
+
+def _output_type(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    takes = "output_type" in signature(type(pipe).__call__).parameters
+    return {"output_type": "np"} if takes and "output_type" not in call else {}
+
+
+def _output_path(pipe: Any, output: str | Path | None) -> Path:
+    if output is not None:
+        return Path(output) / PLAN_FILE if Path(output).is_dir() else Path(output)
+    directory = getattr(pipe, "name_or_path", None)
+    if not directory or not Path(directory).is_dir():
+        raise ValueError(
+            "output must be given: the pipeline was not loaded from a directory, beside whose "
+            f"model {PLAN_FILE} could lie"
+        )
+    return Path(directory) / PLAN_FILE
+
+
+def _digest(calls: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(repr(list(calls)).encode()).hexdigest()[:16]
+
+
+class Checkpoint:
+    """The budgets done so far, beside the plan file, until it is written."""
+
+    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
+        self.path = output.with_name(output.name + ".checkpoint")
+        self.settings = json.loads(json.dumps(dict(settings)))
+        self.courses: dict[int, Course] = {}
+        if not self.path.is_file():
+            return
+        content = json.loads(self.path.read_text())
+        if content["settings"] != self.settings:
+            other = sorted(
+                key
+                for key in self.settings | content["settings"]
+                if self.settings.get(key) != content["settings"].get(key)
+            )
+            raise ValueError(
+                f"checkpoint: {self.path} is of another calibration ({', '.join(other)} differ); "
+                "finish that one, or remove the file"
+            )
+        self.courses = {int(count): course_from(c) for count, c in content["courses"].items()}
+
+    def note(self, count: int, course: Course) -> None:
+        self.courses[count] = course
+        courses = {str(count): asdict(each) for count, each in self.courses.items()}
+        write_whole(self.path, json.dumps({"settings": self.settings, "courses": courses}))
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Prompts -> the arguments of a pipeline's calls."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SEVERAL = ("num_images_per_prompt", "num_videos_per_prompt")
+
+
+def batched_calls(
+    prompts: Sequence[str | Mapping[str, Any]], batch_size: int, seed: int, call: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Arguments of each call: ``batch_size`` prompts together, and the ``seeds`` of their noise."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of texts or of arguments, got {prompts!r}")
+    several = [name for name in SEVERAL if call.get(name) not in (None, 1)]
+    if several or "generator" in call:
+        raise ValueError(
+            f"{(several or ['generator'])[0]}: every prompt is sampled once, from its own seed"
+        )
+    entries = [{"prompt": each} if isinstance(each, str) else dict(each) for each in prompts]
+    seeds = [int(entry.pop("seed", seed + place)) for place, entry in enumerate(entries)]
+    return [
+        {
+            **_merged(entries[start : start + batch_size]),
+            **call,
+            "seeds": seeds[start : start + batch_size],
+        }
+        for start in range(0, len(entries), batch_size)
+    ]
+
+
+def _merged(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Arguments of one call for several prompts: texts become lists, lists longer ones, tensors
+    longer batches."""
+    if len(entries) == 1:
+        return dict(entries[0])
+    merged = {}
+    for key in entries[0]:
+        values = [entry.get(key) for entry in entries]
+        if all(isinstance(value, Tensor) for value in values):
+            merged[key] = torch.cat(values)
+        elif all(isinstance(value, list) for value in values):
+            merged[key] = [item for value in values for item in value]
+        elif all(isinstance(value, str) for value in values):
+            merged[key] = values
+        elif all(value == values[0] for value in values):
+            merged[key] = values[0]
+        else:
+            raise ValueError(
+                f"prompts: {key} differs ({values[0]!r}, ...), which one call cannot have; use "
+                "batch_size=1"
+            )
+    return merged

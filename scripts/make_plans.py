@@ -5,7 +5,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from diffusers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.models.families import FAMILIES, BenchmarkFamily
+from benchmark.models.families import FAMILIES, BenchmarkFamily, Request
 from xfuser_adacorr import calibrate_learned
 from xfuser_adacorr.model_executor.cache.calibration.learned import BUDGETS, SEARCH_EVALUATIONS
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
@@ -41,10 +40,15 @@ def parse_arguments() -> argparse.Namespace:
 def call_of(pipe: Any, family: BenchmarkFamily, text: str) -> dict[str, Any]:
     """Arguments of the pipeline for one prompt, as the benchmark calls it."""
     side = family.picture_size(pipe)
-    settings = SimpleNamespace(
-        guidance_scale=family.guidance_scale, true_cfg_scale=1.0, num_frames=family.num_frames
+    asked = Request(
+        text=text,
+        height=side,
+        width=side,
+        num_frames=family.num_frames,
+        guidance_scale=family.guidance_scale,
+        true_cfg_scale=1.0,
     )
-    return family.call(pipe, settings, text, (side, side))
+    return family.call(pipe, asked)
 
 
 def main() -> None:

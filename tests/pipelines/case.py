@@ -55,6 +55,9 @@ class Case:
     steps_argument: str = "num_inference_steps"
     output_type: str | None = "latent"
     """None where the pipeline takes no ``output_type``."""
+    irregular: bool = False
+    """Several loops in a run, or steps with other calls than those before: which calls are computed
+    is not told by the number of steps alone."""
     stochastic: bool = False
     """Whether the sampler draws noise in its step."""
 

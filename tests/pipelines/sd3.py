@@ -98,5 +98,11 @@ CASES = [
         denoisers=("transformer", "controlnet"),
         calls_a_step=2,
     ),
-    Case(name="sd3-skipped-layers", build=build, arguments=skipped_layers, calls_a_step=None),
+    Case(
+        name="sd3-skipped-layers",
+        build=build,
+        arguments=skipped_layers,
+        calls_a_step=None,
+        irregular=True,
+    ),
 ]

@@ -70,24 +70,28 @@ CASES = [
     ),
     Case(
         name="skyreels2-forcing-staggered",
+        irregular=True,
         build=partial(build, SkyReelsV2DiffusionForcingPipeline),
         arguments=partial(forcing, wan.text),
         calls_a_step=None,
     ),
     Case(
         name="skyreels2-forcing-long",
+        irregular=True,
         build=partial(build, SkyReelsV2DiffusionForcingPipeline),
         arguments=long,
         calls_a_step=None,
     ),
     Case(
         name="skyreels2-forcing-i2v",
+        irregular=True,
         build=partial(build, SkyReelsV2DiffusionForcingImageToVideoPipeline),
         arguments=partial(forcing, wan.with_picture),
         calls_a_step=None,
     ),
     Case(
         name="skyreels2-forcing-v2v",
+        irregular=True,
         build=partial(build, SkyReelsV2DiffusionForcingVideoToVideoPipeline),
         arguments=with_clip,
         calls_a_step=None,

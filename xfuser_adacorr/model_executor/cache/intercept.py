@@ -58,14 +58,22 @@ class InterceptedStep:
         plain = _plain(type(self)._intercepts)
         memo[id(self)] = plain
         plain.__dict__.update(copy.deepcopy(own_attributes(self), memo))
-        intercept_step(plain, self.__dict__[_HANDLER])
-        return plain
+        return _taken_over_alike(plain, self)
 
     def __copy__(self) -> Any:
         plain = _plain(type(self)._intercepts)
         plain.__dict__.update(own_attributes(self))
-        intercept_step(plain, self.__dict__[_HANDLER])
-        return plain
+        return _taken_over_alike(plain, self)
+
+
+def _taken_over_alike(copied: Any, scheduler: Any) -> Any:
+    """The copy of a scheduler, taken over by the same handler, which is told of it."""
+    handler = scheduler.__dict__[_HANDLER]
+    intercept_step(copied, handler)
+    told = getattr(getattr(handler, "__self__", None), "copied", None)
+    if told is not None:
+        told(copied)
+    return copied
 
 
 def _plain(cls: type) -> Any:

@@ -173,11 +173,16 @@ class Run:
         self.made[key] = False
         return key
 
-    def current_step(self) -> Step | None:
-        """Where the samplers that are stepped stand; None beyond their steps."""
+    def tracks_ahead(self) -> list[Track]:
+        """The samplers that step next, with a step to come; some may never be stepped."""
         tracks = list(self.tracks.values())
         stepped = [track for track in tracks if track.last is not None]
-        return (stepped or tracks)[0].next_step
+        return [track for track in stepped or tracks if track.next_step is not None]
+
+    def current_step(self) -> Step | None:
+        """Where the samplers that are stepped stand; None beyond their steps."""
+        tracks = self.tracks_ahead()
+        return tracks[0].next_step if tracks else None
 
     def account_memory(self) -> None:
         lanes = [track.lane.tensors() for track in self.tracks.values() if track.lane]
@@ -214,6 +219,8 @@ class RunTracker:
         self._new_trace, self._answer_call, self._answer_step = new_trace, answer_call, answer_step
         self._local = threading.local()
         self._schedulers: list[Any] = []
+        self._copies: weakref.WeakSet = weakref.WeakSet()
+        """Of the schedulers, which some pipelines step too, or alone."""
         self.latest: Run | None = None
         """The run that began last, in any thread."""
 
@@ -232,7 +239,7 @@ class RunTracker:
 
     def uninstall(self) -> None:
         self.reset()
-        self._release(self._schedulers)
+        self._release([*self._schedulers, *self._copies])
         self._schedulers = []
         for module in self.denoisers.values():
             release(module)
@@ -247,6 +254,10 @@ class RunTracker:
                 check_scheduler(scheduler)
                 intercept_step(scheduler, self.step)
         self._schedulers = current
+
+    def copied(self, scheduler: Any) -> None:
+        """One of the schedulers was copied."""
+        self._copies.add(scheduler)
 
     def _release(self, schedulers: Iterable[Any]) -> None:
         for scheduler in schedulers:
@@ -286,11 +297,12 @@ class RunTracker:
 
     def _begin_after_set_timesteps(self) -> None:
         """Begin a run, once for every ``set_timesteps``: it makes new tensors for each."""
-        seen, fresh = self._local.__dict__.setdefault("seen", {}), []
-        for scheduler in self._schedulers:
+        seen = self._local.__dict__.setdefault("seen", weakref.WeakKeyDictionary())
+        fresh = []
+        for scheduler in (*self._schedulers, *self._copies):
             timesteps = unwrapped(scheduler).timesteps
-            if timesteps is not None and seen.get(id(scheduler)) is not timesteps:
-                seen[id(scheduler)] = timesteps
+            if timesteps is not None and seen.get(scheduler) is not timesteps:
+                seen[scheduler] = timesteps
                 fresh.append(scheduler)
         if not fresh:
             return

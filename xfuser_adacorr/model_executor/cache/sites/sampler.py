@@ -122,8 +122,10 @@ class SamplerSite:
 
     def _decide(self, run: Run, at: Call | None) -> Decision:
         """Take the decision for all calls of this step; ``at``: where in which model."""
-        tracks = [track for track in run.tracks.values() if track.next_step is not None]
-        calls = []
+        tracks, calls = run.tracks_ahead(), []
+        if not tracks:  # all known samplers have taken their last step
+            run.decision = Decision(True, "first")
+            return run.decision
         for track in tracks:
             call = replace(at) if at is not None else Call()
             call.step = track.next_step
@@ -178,11 +180,8 @@ class SamplerSite:
         computed = all(run.made.values())
         if not run.stepped:
             self._note(run, step, computed)
-        if not computed and lane.forecast.v0 is None:
-            raise RuntimeError(
-                f"{type(track.stepper).__name__} takes its first step of the run after its "
-                "denoisers were skipped; give the denoisers of each scheduler a cache of their own"
-            )
+        if not computed and lane.forecast.v0 is None:  # its denoisers' last outputs stand in
+            return original(**arguments)
         lane.rule.after_call(call, decision.turned(computed, decision.why))
         lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:

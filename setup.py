@@ -8,13 +8,12 @@ README = Path(__file__).parent / "README.md"
 
 BENCHMARK = ["torchmetrics>=1.4", "matplotlib>=3.8", "rich>=13"]
 PEERS = ["cache-dit>=1.5"]
-# scipy is for diffusers' LMSDiscreteScheduler.
-TEST = [*BENCHMARK, *PEERS, "pytest>=8", "pytest-timeout>=2.3", "scipy>=1.11"]
+TEST = [*BENCHMARK, *PEERS, "accelerate", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
 
 setup(
     name="xfuser_adacorr",
-    version="0.1.0",
-    description="Cache acceleration with online error correction for Diffusion Transformers",
+    version="0.2.0",
+    description="Skips steps of diffusion samplers, and repairs the latents for what that missed",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -26,15 +25,13 @@ setup(
         "torch>=2.4",
         "diffusers>=0.42",
         "transformers>=4.56",
-        "xfuser>=0.7",
-        "einops",
-        "tqdm",
-        "numpy",
-        "PyYAML",
+        "huggingface_hub",
         "safetensors",
-        "accelerate",
-        "sentencepiece",
-        "protobuf",
+        "numpy",
+        "scipy>=1.11",
+        "PyYAML",
+        "tqdm",
+        'xfuser>=0.7; platform_system == "Linux"',
     ],
     extras_require={
         "benchmark": BENCHMARK,

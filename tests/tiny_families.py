@@ -231,14 +231,20 @@ class FamilySampler:
 
 def never(name):
     """A configuration that never reuses."""
-    threshold = {} if name == "Auto" else {"rel_l1_thresh": 0.0}
-    return CacheConfig.from_name(name, adacorr_gamma=1e9, **threshold)
+    return steered(name, threshold=0.0, gamma=1e9)
 
 
 def loose(name):
     """A configuration that reuses whatever is not forced."""
-    threshold = {} if name == "Auto" else {"rel_l1_thresh": 100.0}
-    return CacheConfig.from_name(name, adacorr_gamma=0.0, **threshold)
+    return steered(name, threshold=100.0, gamma=0.0)
+
+
+def steered(name, threshold, gamma):
+    """A method's options: a threshold if it has one, a gamma if it corrects."""
+    options = {} if name == "Auto" else {"rel_l1_thresh": threshold}
+    if name == "Auto" or name.endswith("+AdaCorrection"):
+        options["adacorr_gamma"] = gamma
+    return CacheConfig.from_name(name, **options)
 
 
 def cached(tiny, config, **options):

@@ -170,7 +170,8 @@ def _refuse(left: Mapping[str, Any], name: str) -> None:
     for option, value in left.items():
         if option not in takers:
             accepted = sorted({*takers, *OTHERS})
-            close = difflib.get_close_matches(option, accepted, n=1)
+            field = {**FLAT_NAMES, **CORRECTION_NAMES}.get(option)
+            close = [field] if field else difflib.get_close_matches(option, accepted, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"unknown option {option!r}; accepted: {', '.join(accepted)}{hint}")
         if value is not None:

@@ -152,7 +152,7 @@ def probe(bench: Bench, row: CacheRow) -> dict[str, Any]:
         with peak_memory(bench.device) as peak:
             bench.generate()
         stated = cache_summary(bench.pipe).cache_memory_bytes if row.has_trace else None
-        with synchronising_calls(transformer) as synchronised:
+        with synchronising_calls(bench.pipe) as synchronised:
             bench.generate()
         with computing_calls(transformer, bench.block) as computed:
             bench.generate()
@@ -174,7 +174,7 @@ def time_calls(bench: Bench, row: CacheRow) -> dict[str, Any]:
     """Seconds of every call of one generation, and of another one that nothing drains."""
     with bench.enabled(row):
         graphs, breaks = graph_counts()
-        with timed_calls(bench.pipe.transformer) as seconds:
+        with timed_calls(bench.pipe) as seconds:
             bench.generate()
         computed = bench.traced(row)
         drain(bench.device)

@@ -1,10 +1,10 @@
-"""What is measured around a transformer's calls, and the compiled forms of its blocks."""
+"""What is measured around calls of a transformer and steps of a scheduler; compiled blocks."""
 
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 from unittest import mock
 
@@ -23,35 +23,57 @@ def drain(device: torch.device) -> None:
 
 
 @contextmanager
-def around_calls(transformer: nn.Module, around: Callable[[Callable[[], Any]], Any]) -> Iterator:
-    """Answer the transformer's calls by ``around(call)``, outside of everything installed on it."""
-    cls = type(transformer)
+def around(x: Any, method: str, handler: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
+    """Answer a method's calls by ``handler(call)``, outside of everything installed on ``x``."""
+    cls = type(x)
+    original = getattr(cls, method)
 
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return around(partial(cls.__call__, module, *args, **kwargs))
+    @wraps(original)  # pipelines look at the signature of a scheduler's step
+    def answer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return handler(partial(original, self, *args, **kwargs))
 
-    transformer.__class__ = type(cls.__name__, (cls,), {"__call__": call})
+    x.__class__ = type(cls)(cls.__name__, (cls,), {method: answer})
     try:
         yield
     finally:
-        transformer.__class__ = cls
+        x.__class__ = cls
 
 
 @contextmanager
-def timed_calls(transformer: nn.Module) -> Iterator[list[float]]:
-    """Seconds of each call, with the device drained before and after it."""
-    seconds: list[float] = []
-    device = transformer.device
+def measured_calls(pipe: Any, measure: Callable[[Callable[[], Any]], tuple]) -> Iterator[list]:
+    """What ``measure(call) -> (output, value)`` finds in each call of the transformer.
 
-    def around(call: Callable[[], Any]) -> Any:
+    The scheduler's steps count to the call before: caches decide and correct in them too.
+    """
+    values: list[Any] = []
+
+    def of_call(call: Callable[[], Any]) -> Any:
+        output, value = measure(call)
+        values.append(value)
+        return output
+
+    def of_step(call: Callable[[], Any]) -> Any:
+        output, value = measure(call)
+        values[-1] += value
+        return output
+
+    with around(pipe.transformer, "__call__", of_call), around(pipe.scheduler, "step", of_step):
+        yield values
+
+
+@contextmanager
+def timed_calls(pipe: Any) -> Iterator[list[float]]:
+    """Seconds of each call and the step after it, with the device drained before and after."""
+    device = pipe.transformer.device
+
+    def measure(call: Callable[[], Any]) -> tuple[Any, float]:
         drain(device)
         start = time.perf_counter()
         output = call()
         drain(device)
-        seconds.append(time.perf_counter() - start)
-        return output
+        return output, time.perf_counter() - start
 
-    with around_calls(transformer, around):
+    with measured_calls(pipe, measure) as seconds:
         yield seconds
 
 
@@ -59,31 +81,28 @@ def timed_calls(transformer: nn.Module) -> Iterator[list[float]]:
 def calls_marked_as_steps(transformer: nn.Module) -> Iterator[None]:
     """Tell CUDA graphs that each call begins anew, so that one call's blocks are one run."""
 
-    def around(call: Callable[[], Any]) -> Any:
+    def marked(call: Callable[[], Any]) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
         return call()
 
-    with around_calls(transformer, around):
+    with around(transformer, "__call__", marked):
         yield
 
 
 @contextmanager
-def synchronising_calls(transformer: nn.Module) -> Iterator[list[int]]:
-    """How often the host waits for the device within each call.
+def synchronising_calls(pipe: Any) -> Iterator[list[int]]:
+    """How often the host waits for the device within each call and the step after it.
 
     On a GPU as PyTorch's synchronisation warnings tell it (reads, copies from pageable memory); on
     a CPU the reads of tensors that would wait.
     """
-    counts: list[int] = []
-    with _host_waits(transformer.device) as waited:
+    with _host_waits(pipe.transformer.device) as waited:
 
-        def around(call: Callable[[], Any]) -> Any:
+        def measure(call: Callable[[], Any]) -> tuple[Any, int]:
             before = len(waited())
-            output = call()
-            counts.append(len(waited()) - before)
-            return output
+            return call(), len(waited()) - before
 
-        with around_calls(transformer, around):
+        with measured_calls(pipe, measure) as counts:
             yield counts
 
 
@@ -130,14 +149,14 @@ def computing_calls(transformer: nn.Module, block: nn.Module) -> Iterator[list[b
     inside = next(m for m in block.attn.modules() if isinstance(m, nn.Linear))
     handle = inside.register_forward_hook(lambda *_: runs.append(None))
 
-    def around(call: Callable[[], Any]) -> Any:
+    def noted(call: Callable[[], Any]) -> Any:
         runs.clear()
         output = call()
         computed.append(bool(runs))
         return output
 
     try:
-        with torch.compiler.set_stance("force_eager"), around_calls(transformer, around):
+        with torch.compiler.set_stance("force_eager"), around(transformer, "__call__", noted):
             yield computed
     finally:
         handle.remove()

@@ -18,7 +18,12 @@ from xfuser_adacorr.model_executor.cache.calibration.stored_schedule import (
 )
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import find_family
 from xfuser_adacorr.model_executor.cache.forecasts import DampedLine, LastValue, Line
-from xfuser_adacorr.model_executor.cache.methods.options import error_rule
+from xfuser_adacorr.model_executor.cache.methods.base import Warmup
+from xfuser_adacorr.model_executor.cache.methods.options import (
+    AUTO_TOLERANCE,
+    error_rule,
+    within_budget,
+)
 from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
 from xfuser_adacorr.model_executor.cache.schedulers import describe_sampler, read_places
 from xfuser_adacorr.model_executor.cache.schedulers import log_snrs as log_snrs_at
@@ -36,6 +41,7 @@ def computed_calls(summary: Any) -> list[bool]:
 
 
 __all__ = [
+    "AUTO_TOLERANCE",
     "SCHEDULE_FILE",
     "VIDEO_FPS",
     "DampedLine",
@@ -45,6 +51,7 @@ __all__ = [
     "NoRepair",
     "Steps",
     "StoredSchedule",
+    "Warmup",
     "computed_calls",
     "describe_sampler",
     "error_rule",
@@ -57,4 +64,5 @@ __all__ = [
     "read_places",
     "save_schedule",
     "search_schedule",
+    "within_budget",
 ]

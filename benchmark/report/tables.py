@@ -242,11 +242,7 @@ def gamma_lambda_tables(results: Sequence[Result]) -> list[Table]:
     tables = []
     for steps, rows in by_steps(results):
         for name in dict.fromkeys(r["cache_method"] for r in rows if r["config"]):
-            cell = {
-                (r["config"]["adacorr_gamma"], r["config"]["adacorr_lambda"]): r
-                for r in rows
-                if r["cache_method"] == name
-            }
+            cell = {_gamma_lambda(r["config"]): r for r in rows if r["cache_method"] == name}
             lambdas = sorted({k for _, k in cell})
             cells = [
                 (f"gamma {g:g}", *(_study_cell(cell[g, k]) for k in lambdas))
@@ -255,6 +251,11 @@ def gamma_lambda_tables(results: Sequence[Result]) -> list[Table]:
             title = f"{name}, {steps} steps: PSNR dB / compute fraction / hit rate"
             tables.append(Table(title, ("", *(f"lambda {k:g}" for k in lambdas)), cells))
     return tables
+
+
+def _gamma_lambda(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Both are 1 where they are not named."""
+    return config.get("adacorr_gamma", 1.0), config.get("adacorr_lambda", 1.0)
 
 
 def _study_cell(result: Result) -> str:

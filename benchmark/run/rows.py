@@ -16,6 +16,8 @@ from xfuser_adacorr import CacheConfig
 SOLVERS = (EULER, DPM_SOLVER)
 """FLUX's: its own, and another."""
 ODE = "ODE"
+LITERAL = "literal"
+"""The ``adacorr_mode`` that saves no compute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +97,7 @@ def method_config(
 
     A corrected method that the file does not list takes its base method's options but for the
     threshold, which is the family's: the base method's own is tighter than a corrected one needs.
-    The threshold goes to the methods that have one, a codebook to ``Ada``, the correction's options
-    to the corrected ones, a schedule and its stand-in to ``Schedule``, which takes no others.
+    Options go to the methods that have them (`applies`).
     """
     if is_peer(name):
         return peer_config(name)
@@ -107,20 +108,40 @@ def method_config(
         config = changed(documented[base], enable_adacorrection=True, rel_l1_thresh=None)
     else:
         config = CacheConfig.from_name(name)
-    wanted = {option: value for option, value in options.items() if _applies(option, name)}
-    if any(target in wanted for target in TARGETS):
-        wanted["adacorr_tolerance"] = None  # a target sets it
+    wanted = {o: value for o, value in options.items() if applies(o, name, options)}
+    if wanted.get("adacorr_mode") == LITERAL or any(target in wanted for target in TARGETS):
+        wanted["adacorr_tolerance"] = None  # a target sets it, and the published blend has none
     return changed(config, **wanted)
 
 
-def _applies(option: str, name: str) -> bool:
+def applies(option: str, name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method has an option, if all ``options`` are given.
+
+    The threshold is of the base methods, a codebook of ``Ada``, the correction's options of the
+    corrected ones (the tolerance and the targets where they are adaptive), and a schedule and its
+    stand-in of ``Schedule``, which has no others.
+    """
     base, corrected = name.removesuffix(CORRECTED), name == "Auto" or name.endswith(CORRECTED)
+    if is_peer(name) or name == UNCACHED:
+        return False
     if base == SCHEDULE or option in SCHEDULE_OPTIONS:
         of_schedule = base == SCHEDULE and option in SCHEDULE_OPTIONS
         return of_schedule and not (option == "stand_in" and corrected)
     if option == "codebook":
         return base == "Ada"
-    return base != "Auto" if option == "rel_l1_thresh" else corrected
+    if option == "rel_l1_thresh":
+        return base != "Auto"
+    if option == "adacorr_mode":
+        return corrected and base != "Auto"
+    literal = options.get("adacorr_mode") == LITERAL and base != "Auto"
+    return corrected and not (literal and option in ("adacorr_tolerance", *TARGETS))
+
+
+def check_options_act(names: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for an option that no method of these names has."""
+    for option in options:
+        if not any(applies(option, name, options) for name in names):
+            raise ValueError(f"--{option}: none of {', '.join(names)} has it")
 
 
 def comparison_rows(

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 from benchmark.models.package import (
+    AUTO_TOLERANCE,
     DampedLine,
     ErrorRule,
     LastValue,
     Line,
     NoRepair,
+    Warmup,
     error_rule,
+    within_budget,
 )
 from xfuser_adacorr import AdaCorrection, Auto, CacheConfig, Method, Schedule
 
@@ -44,6 +47,11 @@ class AnyGap(ErrorRule):
     gap_growth = math.inf
 
 
+def _plain(kind: type[Method], method: Method) -> dict[str, Any]:
+    """The options that ``method`` shares with ``kind``."""
+    return kind(**{f.name: getattr(method, f.name) for f in fields(kind)}).to_dict()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartsOfAuto(Auto):
     """Auto with some of its parts exchanged."""
@@ -52,9 +60,11 @@ class PartsOfAuto(Auto):
     repairs: bool = True
     rule: type[ErrorRule] = ErrorRule
 
-    def make_rule(self, places: Any, inside: Any) -> ErrorRule:
-        own = error_rule(self, 0.004, places)
-        return self.rule(own.gamma, own.lambda_, own.tolerance)
+    def make_rule(self, places: Any, inside: Any) -> Any:
+        plain = error_rule(self, AUTO_TOLERANCE, places)
+        own = self.rule(plain.gamma, plain.lambda_, plain.tolerance, plain.budget)
+        rule = within_budget(own, own)
+        return Warmup(rule, self.warmup) if self.warmup else rule
 
     def make_forecast(self, scope: Any) -> Any:
         return self.forecast(scope)
@@ -62,13 +72,20 @@ class PartsOfAuto(Auto):
     def make_repair(self, stepper: Any) -> Any:
         return Auto.make_repair(self, stepper) if self.repairs else NoRepair()
 
+    def to_dict(self) -> dict[str, Any]:
+        parts = {"repairs": self.repairs, "rule": self.rule.__name__}
+        return {**_plain(Auto, self), "forecast": self.forecast.__name__, **parts}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UndampedSchedule(Schedule):
     """Even steps with a line that is not damped."""
 
     def make_forecast(self, scope: Any) -> Line:
-        return Line()
+        return undamped(scope)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**_plain(Schedule, self), "forecast": undamped.__name__}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

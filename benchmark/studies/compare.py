@@ -11,7 +11,13 @@ from benchmark.models.loading import load_documented, load_pipeline, load_prompt
 from benchmark.report.comparison import gather, write_results
 from benchmark.run.generate import follow, prepared
 from benchmark.run.parallel import LEADER, joined, parallelised, rank
-from benchmark.run.rows import Row, comparison_rows, gamma_lambda_rows, same_compute_rows
+from benchmark.run.rows import (
+    Row,
+    check_options_act,
+    comparison_rows,
+    gamma_lambda_rows,
+    same_compute_rows,
+)
 from benchmark.run.store import Store
 from benchmark.run.sweep import SWEEPS, sweep_rows
 from benchmark.run.tuning import CALIBRATION_PROMPTS, Tuner
@@ -38,13 +44,15 @@ def rows_of(settings: Settings) -> list[Row]:
         "gamma_lambda": gamma_lambda_rows,
     }[settings.mode]
     try:
-        return make_rows(
+        rows = make_rows(
             settings.cache_methods,
             settings.num_inference_steps,
             load_documented(settings),
             settings.cache_options,
             FAMILIES[settings.model_type].solvers,
         )
+        check_options_act(list(dict.fromkeys(row.name for row in rows)), settings.cache_options)
+        return rows
     except (TypeError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
 

@@ -3,15 +3,18 @@
 import copy
 import gc
 from collections.abc import Mapping
+from functools import wraps
 from itertools import groupby
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from tests.cached import computed, run_cached
 from tests.tiny import FluxSampler, all_blocks, embed, make_tiny_flux
 from xfuser_adacorr import (
+    AdaCorrection,
     CacheConfig,
     Literal,
     Schedule,
@@ -291,9 +294,10 @@ def test_a_branch_that_joins_late_starts_with_a_refresh():
 
 
 @pytest.mark.parametrize("listed", [[0, 1, 2], [0, 1, 5]])
-def test_guidance_that_begins_late_is_computed_soon(listed):
+@pytest.mark.parametrize("options", [{"forecast": "line"}, {"correction": AdaCorrection()}])
+def test_guidance_that_begins_late_is_computed_soon(listed, options):
     """The guided output is another one then: a line through earlier ones does not hold."""
-    sampler = enabled(Schedule(steps=listed, forecast="line"))
+    sampler = enabled(Schedule(steps=listed, **options))
     late_guidance(sampler, first=5)
     calls = cache_summary(sampler.transformer).trace.calls
     if 5 in listed:
@@ -301,6 +305,24 @@ def test_guidance_that_begins_late_is_computed_soon(listed):
     else:
         assert computed(cache_summary(sampler.transformer)) == [*listed, 6]
         assert calls[6].reason == "inputs"
+
+
+def test_nothing_is_repaired_across_a_change_of_guidance(monkeypatch):
+    """Steps 2 to 4 were skipped without guidance: the guided output at 5 is the sampler's own."""
+    given, step = [], FlowMatchEulerDiscreteScheduler.step
+
+    @wraps(step)
+    def noting(self, **arguments):
+        given.append(arguments["model_output"])
+        return step(self, **arguments)
+
+    monkeypatch.setattr(FlowMatchEulerDiscreteScheduler, "step", noting)
+    sampler = enabled(Schedule(steps=[0, 1, 5], correction=AdaCorrection()))
+    called, call = [], sampler.call
+    sampler.call = lambda *args: called.append(call(*args)) or called[-1]
+    late_guidance(sampler, first=5)
+    cond, uncond = called[5:7]
+    assert torch.equal(given[5], uncond + 2.0 * (cond - uncond))
 
 
 # -- memory ----------------------------------------------------------------------------------------

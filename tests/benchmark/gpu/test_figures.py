@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from shutil import copytree
@@ -220,13 +221,14 @@ def test_a_trace_that_the_blocks_contradict_is_told(copied, monkeypatch):
 def test_probes_give_the_model_back_and_count():
     sampler = FluxSampler(make_tiny_flux())
     model, cls = sampler.transformer, type(sampler.transformer)
+    scheduler, stepped = sampler.scheduler, type(sampler.scheduler)
     block = all_blocks(model)[3]
     handle = block.register_forward_hook(lambda *_: torch.ones(3).tolist() and None)
     x, t = sampler.noise(), torch.tensor(500.0)
-    with synchronising_calls(model) as waits:
+    with synchronising_calls(sampler) as waits:
         sampler.call(x, t)
     handle.remove()
-    with synchronising_calls(model) as none, timed_calls(model) as seconds:
+    with synchronising_calls(sampler) as none, timed_calls(sampler) as seconds:
         sampler.call(x, t)
     with computing_calls(model, block) as computed:
         sampler.call(x, t)
@@ -238,7 +240,26 @@ def test_probes_give_the_model_back_and_count():
     assert waits[0] == none[0] + 1 and len(waits) == len(none) == 1
     assert len(seconds) == 1 and seconds[0] > 0
     assert computed == [True, False]
-    assert type(model) is cls and "tolist" not in vars(torch.Tensor)
+    assert type(model) is cls and type(scheduler) is stepped and "tolist" not in vars(torch.Tensor)
+
+
+def test_a_schedulers_step_counts_to_the_call_before():
+    sampler = FluxSampler(make_tiny_flux())
+    pauses = iter([0.05, 0.0, 0.1])
+    original = type(sampler.scheduler).step
+
+    class Slow(type(sampler.scheduler)):
+        def step(self, *args, **kwargs):
+            time.sleep(next(pauses))
+            return original(self, *args, **kwargs)
+
+    sampler.scheduler.__class__ = Slow
+    sampler.run(3)
+    pauses = iter([0.5, 0.0, 1.0])
+    with timed_calls(sampler) as seconds:
+        sampler.run(3)
+    assert len(seconds) == 3
+    assert seconds[0] > 0.5 and seconds[2] > 1.0 and seconds[1] < seconds[2]
 
 
 def test_models_have_the_published_sizes():

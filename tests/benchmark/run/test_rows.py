@@ -9,7 +9,15 @@ from benchmark.run import sweep
 from benchmark.run.sweep import SWEEPS
 from benchmark.score import curves
 from benchmark.settings import ROOT
-from xfuser_adacorr import METHODS, CacheConfig, load_family_config
+from xfuser_adacorr import (
+    METHODS,
+    AdaCorrection,
+    Auto,
+    CacheConfig,
+    Fast,
+    Literal,
+    load_family_config,
+)
 
 DOCUMENTED = {
     "Fb": CacheConfig.from_name("Fb", rel_l1_thresh=0.12),
@@ -57,6 +65,43 @@ def test_options_go_only_to_the_methods_that_have_them():
     fb, auto = (plan.method_config(name, DOCUMENTED, options) for name in ("Fb", "Auto"))
     assert option(fb, "adacorr_tolerance") is None and option(fb, "rel_l1_thresh") == 0.2
     assert option(auto, "rel_l1_thresh") is None and option(auto, "adacorr_tolerance") == 0.01
+
+
+def test_the_published_commands_options_go_to_the_corrected_method_alone():
+    options = {"adacorr_gamma": 0.5, "adacorr_lambda": 2.0}
+    names = (UNCACHED, "Fast", "Fast+AdaCorrection")
+    uncached, fast, corrected = plan.comparison_rows(names, [30], {}, options)
+    assert uncached.config is None and fast.config == Fast()
+    assert corrected.config == Fast(correction=AdaCorrection(gamma=0.5, lambda_=2.0))
+    plan.check_options_act(names, options)
+
+
+def test_literal_correction_has_no_tolerance_and_auto_is_left_as_it_is():
+    options = {"adacorr_mode": "literal", "adacorr_tolerance": 0.02}
+    config = plan.method_config("Tea+AdaCorrection", DOCUMENTED, options)
+    assert config.correction == Literal() and config.threshold == 0.3
+    assert plan.method_config("Auto", DOCUMENTED, options) == Auto(tolerance=0.02)
+    assert plan.method_config("Fb", DOCUMENTED, options) == DOCUMENTED["Fb"]
+    with pytest.raises(ValueError, match="--adacorr_tolerance: none of Tea.* has it"):
+        plan.check_options_act(["Tea+AdaCorrection"], options)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"adacorr_gamma": 2.0}, ["None", "Fb"]),
+        ({"rel_l1_thresh": 0.1}, ["None", "Auto", "Schedule"]),
+        ({"stand_in": "forecast"}, ["Schedule+AdaCorrection", "Fb"]),
+        ({"adacorr_mode": "literal"}, ["Auto", "Fb"]),
+        ({"adacorr_gamma": 2.0}, ["diffusers:TaylorSeer"]),
+    ],
+)
+def test_an_option_that_no_listed_method_has_is_an_error(options, names):
+    (option,) = options
+    with pytest.raises(
+        ValueError, match=f"--{option}: none of {', '.join(names)}".replace("+", ".")
+    ):
+        plan.check_options_act(names, options)
 
 
 def test_every_step_count_has_an_uncached_row_first():
@@ -114,7 +159,7 @@ def test_the_study_covers_gamma_and_lambda_of_the_corrected_methods():
     rows = plan.gamma_lambda_rows(["Fb", "Tea+AdaCorrection"], [28], DOCUMENTED, {})
     assert {row.name for row in rows} == {UNCACHED, "Tea+AdaCorrection"}
     configs = [row.config for row in rows if row.config]
-    pairs = {(option(c, "adacorr_gamma"), option(c, "adacorr_lambda")) for c in configs}
+    pairs = {(c.correction.gamma, c.correction.lambda_) for c in configs}
     assert pairs == {(g, k) for g in (0.5, 1, 2) for k in (0.5, 1, 2)}
 
 

@@ -1,4 +1,4 @@
-"""The ablation study: switches, sweeps to equal compute, contributions, resuming, the command."""
+"""The ablation study: exchanged parts, sweeps to equal compute, contributions, resuming."""
 
 import json
 from statistics import fmean
@@ -6,18 +6,36 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from xfuser_adacorr.core.blend import curvature_node
 
+from benchmark.models.package import ErrorRule
 from benchmark.run.generate import Generated
-from benchmark.run.rows import uncached_row
+from benchmark.run.rows import cached_row, uncached_row
 from benchmark.run.store import Store
 from benchmark.score.pictures import psnr_db
 from benchmark.studies import ablation_report, ablation_variants, ablations
-from benchmark.studies.ablation_variants import PARTS, VARIANTS, Variant
+from benchmark.studies.ablation_variants import (
+    PARTS,
+    VARIANTS,
+    AlwaysLast,
+    AnyGap,
+    PartsOfAuto,
+    UndampedSchedule,
+    Variant,
+    damped,
+    last_value,
+    undamped,
+)
 from tests.benchmark.tiny import run_study
 from tests.samplers import Loop, linear_loop, relative_error
 from tests.tiny import FluxSampler
-from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
+from xfuser_adacorr import (
+    AdaCorrection,
+    CacheConfig,
+    Schedule,
+    cache_summary,
+    disable_cache,
+    enable_cache,
+)
 
 FRACTIONS = (0.25, 0.35)
 NAMES = {variant.name: variant for variant in VARIANTS}
@@ -25,55 +43,82 @@ NAMES = {variant.name: variant for variant in VARIANTS}
 
 def test_every_part_compares_variants_of_the_study_that_differ_in_one_thing():
     assert len(NAMES) == len(VARIANTS)
+    as_auto = {"forecast": "damped", "repairs": True, "rule": "ErrorRule"}
+    as_even = {"forecast": "damped", "stand_in": None}
     for part in PARTS:
         present, absent = part.present, part.absent
         assert NAMES[present.name] is present and NAMES[absent.name] is absent
         a, b = present.config.to_dict(), absent.config.to_dict()
+        plain = as_auto if a["use_cache"] == "Auto" else as_even
+        a, b = plain | a, plain | b
         differing = {name for name in {*a, *b} if a.get(name) != b.get(name)}
-        changes = [present.switch is not absent.switch, present.knob != absent.knob]
         if {"use_cache", "schedule"} <= differing:  # Auto for Schedule: the rule that refreshes
-            assert changes == [False, True]
+            assert present.knob != absent.knob
         elif {"stand_in", "enable_adacorrection"} == differing:  # AdaCorrection forecasts too
-            assert changes == [False, False]
+            assert present.knob == absent.knob
         else:
-            assert len(differing) + sum(changes) == 1
+            assert len(differing) + (present.knob != absent.knob) == 1
 
 
 def refreshed(transformer):
     return [call.step_index for call in cache_summary(transformer).trace.calls if call.refreshed]
 
 
-def run(loop, config, switch=None):
+def run(loop, config):
     """Latents and refreshed steps of a run under a cache."""
-    with (switch or ablation_variants.nullcontext)():
-        enable_cache(loop.transformer, config, scheduler=loop.scheduler)
-        x = loop.run(12)
-        steps = refreshed(loop.transformer)
-        disable_cache(loop.transformer)
+    enable_cache(loop.transformer, config, scheduler=loop.scheduler)
+    x = loop.run(12)
+    steps = refreshed(loop.transformer)
+    disable_cache(loop.transformer)
     return x, steps
 
 
-EVEN = CacheConfig.from_name("Schedule+AdaCorrection", schedule=(0, 4, 8, 11))
-FORECAST = CacheConfig.from_name("Schedule", schedule=(0, 4, 8, 11), stand_in="forecast")
-JUDGED = CacheConfig.from_name("Schedule", schedule=(0, 2, 5, 8, 11), stand_in="forecast")
+AUTO = CacheConfig.from_name("Auto", adacorr_tolerance=0.02)
+JUDGED = (0, 2, 5, 8, 11)
 """A line follows the refresh that judges the first one."""
+
+
+class Scope:
+    """One process."""
+
+    @staticmethod
+    def summed(sums):
+        return sums
+
+
+@pytest.mark.parametrize("name", ["flow-euler", "dpm-2-flow"])
+def test_all_parts_as_they_are_make_auto(name):
+    loop = linear_loop(name)
+    expected, steps = run(loop, AUTO)
+    x, found = run(loop, PartsOfAuto(tolerance=0.02))
+    assert found == steps and len(steps) < 12
+    assert torch.equal(x, expected)
+
+
+class ListedRule(ErrorRule):
+    """Refreshes at four steps, so that variants differ in what stands in alone."""
+
+    def decide(self, call, read):
+        decision = ErrorRule.decide(self, call, read)
+        listed = call.step.index in (0, 4, 8, 11)
+        return decision.turned(listed, "base" if listed else "reuse")
 
 
 @pytest.mark.parametrize("name", ["flow-euler", "dpm-2-flow"])
 def test_without_compensation_the_forecast_alone_is_left(name):
     loop = linear_loop(name)
-    corrected, _ = run(loop, EVEN)
-    switched, _ = run(loop, EVEN, ablation_variants.without_compensation)
-    forecast, _ = run(loop, FORECAST)
-    assert torch.equal(switched, forecast)
+    corrected, _ = run(loop, PartsOfAuto(rule=ListedRule))
+    uncompensated, _ = run(loop, PartsOfAuto(rule=ListedRule, repairs=False))
+    options = {"schedule": (0, 4, 8, 11), "stand_in": "forecast"}
+    forecast, _ = run(loop, CacheConfig.from_name("Schedule", **options))
+    assert torch.equal(uncompensated, forecast)
     assert relative_error(corrected, forecast) > 1e-3
-    assert torch.equal(run(loop, EVEN)[0], corrected)  # the switch is back
 
 
-def test_without_line_the_last_output_is_repeated():
+def test_the_last_value_is_repeated():
     """Against the sampling loop written out with every fourth velocity."""
     loop = linear_loop("flow-euler")
-    x, _ = run(loop, FORECAST, ablation_variants.without_line)
+    x, _ = run(loop, PartsOfAuto(rule=ListedRule, repairs=False, forecast=last_value))
     scheduler, expected, kept = loop.scheduler, loop.flux.noise(), None
     scheduler.set_timesteps(12)
     scheduler.set_begin_index(0)
@@ -84,40 +129,56 @@ def test_without_line_the_last_output_is_repeated():
     torch.testing.assert_close(x, expected)
 
 
-def test_without_damping_the_line_counts_in_full():
+@pytest.mark.parametrize("forecast", [damped, undamped, last_value])
+def test_forecasts_from_three_outputs(forecast):
+    """After (t, v) = (1, 0), (0.9, 1), (0.8, 1.2): the line had 2, a change of 1, 0.2 happened."""
+    made = forecast(Scope)
+    for t, v in ((1.0, 0.0), (0.9, 1.0), (0.8, 1.2)):
+        made.update(SimpleNamespace(coordinate=t), torch.tensor([v]))
+    slope = {damped: 0.5 + 0.5 * 2 * 0.2, undamped: 1.0, last_value: 0.0}[forecast]
+    expected = torch.tensor([1.2 + slope * 0.2])
+    torch.testing.assert_close(made(SimpleNamespace(coordinate=0.7)), expected)
+
+
+def test_the_undamped_schedule_counts_its_line_in_full():
+    kinds = {"damped": Schedule, "undamped": UndampedSchedule}
+
+    def ends(loop):
+        made = {
+            name: run(loop, kind(steps=JUDGED, correction=AdaCorrection()))
+            for name, kind in kinds.items()
+        }
+        assert {tuple(steps) for _, steps in made.values()} == {JUDGED}
+        return made["damped"][0], made["undamped"][0]
+
+    assert relative_error(*ends(Loop(FluxSampler(None).scheduler))) > 1e-5
+    assert relative_error(*ends(linear_loop("flow-euler"))) < 1e-4  # a line that holds
+
+
+def test_the_last_call_is_refreshed_whatever_is_expected_of_it():
     loop = Loop(FluxSampler(None).scheduler)
-    damped, _ = run(loop, JUDGED)
-    undamped, _ = run(loop, JUDGED, ablation_variants.without_damping)
-    assert relative_error(damped, undamped) > 1e-3
-    assert torch.equal(run(loop, JUDGED)[0], damped)
-    loop = linear_loop("flow-euler")  # outputs on a line are not damped
-    damped, _ = run(loop, JUDGED)
-    assert relative_error(damped, run(loop, JUDGED, ablation_variants.without_damping)[0]) < 1e-4
-
-
-def test_without_curvature_the_blend_has_two_nodes():
-    assert curvature_node(0.4, 0.6, 0.8) == 0.8
-    with ablation_variants.without_curvature():
-        assert curvature_node(0.4, 0.6, 0.8) is None
-    assert curvature_node(0.4, 0.6, 0.8) == 0.8
-
-
-def test_the_last_call_is_refreshed_by_the_switch_whatever_is_expected_of_it():
-    loop = Loop(FluxSampler(None).scheduler)
-    config = CacheConfig.from_name("Auto", adacorr_tolerance=0.1)
-    spared = run(loop, config)[1]
+    spared = run(loop, PartsOfAuto(tolerance=0.1))[1]
     assert spared[-1] < 11
-    assert run(loop, config, ablation_variants.with_last_refreshed)[1] == [*spared, 11]
-    assert run(loop, config)[1] == spared
+    assert run(loop, PartsOfAuto(tolerance=0.1, rule=AlwaysLast))[1] == [*spared, 11]
 
 
-def test_gaps_of_any_length_by_the_switch():
+def test_gaps_of_any_length():
     loop = Loop(FluxSampler(None).scheduler)
-    config = CacheConfig.from_name("Auto", adacorr_tolerance=1e9, warmup_steps=2)
-    limited = run(loop, config)[1]
+    # each gap is at least half as long again as the last one, in whole steps: 1, 2, 3, 5
+    limited = run(loop, PartsOfAuto(tolerance=1e9, warmup=2))[1]
     assert limited == [0, 1, 3, 6, 11]
-    assert run(loop, config, ablation_variants.with_any_gap)[1] == [0, 1]
-    assert run(loop, config)[1] == limited
+    assert run(loop, PartsOfAuto(tolerance=1e9, warmup=2, rule=AnyGap))[1] == [0, 1]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_variant_is_kept_by_what_it_is_and_its_knob(variant):
+    values = {"schedule": ((0, 3), (0, 4)), "target_compute": (0.3, 0.4)}
+    a, b = (variant.at(v) for v in values.get(variant.knob, (0.01, 0.02)))
+    rows = [cached_row("x", 12, config) for config in (a, b, NAMES["Auto"].at(0.01))]
+    assert rows[0].key != rows[1].key
+    assert (rows[0].key == rows[2].key) == (variant.name == "Auto")
+    shown = json.loads(json.dumps(a.to_dict()))[variant.knob]
+    assert shown == {"schedule": [0, 3], "target_compute": 0.3}.get(variant.knob, 0.01)
 
 
 def test_counts_of_refreshes_enclose_the_fractions():
@@ -162,9 +223,13 @@ class Maker:
         if options["use_cache"] == "Schedule":
             compute = len(options["schedule"]) / row.num_inference_steps
         else:
-            tolerance = options["adacorr_tolerance"]
+            tolerance = options.get("adacorr_tolerance")
             compute = options.get("target_compute") or min(1.0, 0.02 / tolerance**0.5)
-        gains = (2.0, 4.0) if options["enable_adacorrection"] else (0.0, 0.0)
+        gains = (
+            (2.0, 4.0)
+            if options["use_cache"] == "Auto" or options["enable_adacorrection"]
+            else (0.0, 0.0)
+        )
         errors = torch.tensor([10 ** -((20 + 40 * compute + gain) / 20) for gain in gains])
         summaries = [SimpleNamespace(compute_fraction=compute)] * 2
         return Generated(reference + errors[:, None, None, None], summaries)

@@ -206,7 +206,9 @@ def test_unknown_keys_of_a_configuration_file_name_the_accepted_ones(command, tm
     config = tmp_path / "own.yaml"
     config.write_text("family: flux\nmethods: {Fb: {threshold: 0.5}}\n")
     assert command("--config", config) == 2
-    assert "unknown option 'threshold'; accepted: use_cache" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "unknown option 'threshold'; accepted: adacorr_gamma, adacorr_lambda, " in told
+    assert "did you mean 'rel_l1_thresh'?" in told
 
 
 def test_a_corrupt_model_is_named(command, models, tmp_path, capsys):

@@ -15,6 +15,7 @@ from xfuser_adacorr.model_executor.cache.adacorrection.budget import (
     Budget,
     Budgeted,
     budget_tolerance,
+    rate,
     refreshes_left,
 )
 from xfuser_adacorr.model_executor.cache.adacorrection.rule import ErrorRule
@@ -139,10 +140,18 @@ def test_budget_is_held_on_every_drift(drift, fraction, steps, shift):
         assert gaps[-5:] != [1] * 5, "refreshes left over for the end"
 
 
-def test_equal_rates_are_spent_evenly():
-    refreshed = drive(0.2, DRIFTS["constant"])
-    assert {b - a for a, b in pairwise(refreshed[2:])} <= {5, 6}
-    assert 50 - refreshed[-1] in (2, 3), "less than the others"
+def test_expected_rates_are_spent_evenly():
+    """Errors as `RATES` has them: every gap adds up to the same rate, the last one to a third.
+
+    A gap ends with the first step beyond its share, so it may be longer by the rate of one step.
+    """
+    steps, fraction = 200, 0.1
+    refreshed = drive(fraction, lambda sigma: rate(Step(0, sigma, sigma, 1)) ** 2, steps)
+    rates = [rate(Step(0, 1.0 - i / steps, 0.0, 1)) for i in range(steps)]
+    gaps = [sum(rates[a:b]) for a, b in pairwise(refreshed)][2:]
+    longest_step = max(rates)
+    assert max(gaps) - min(gaps) <= 2 * longest_step
+    assert sum(rates[refreshed[-1] :]) < 0.5 * min(gaps), "less than the others"
 
 
 def test_gaps_shorten_where_more_error_is_found():

@@ -1,7 +1,6 @@
 """All state of one run, and when a run begins, goes on, and ends."""
 
 import inspect
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -14,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .adacorrection import warn_once
 from .engine import Lane
 from .intercept import InterceptedModel, handler_of, intercept, intercept_step, release
 from .methods.base import Call, Decision, StackRule
 from .schedulers import Places, check_scheduler, read_places, unwrapped
 from .step import Step
-from .trace import CacheSummary, CallRecord, Trace, summary_of, tensor_bytes
-
-logger = logging.getLogger(__name__)
+from .trace import CacheSummary, CallRecord, Trace, idle_message, summary_of, tensor_bytes
 
 Key = tuple[str, str, int]
 """A denoiser call within a step: component, cache context, how many such calls came before."""
@@ -67,6 +65,13 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, weakref.ref):
         return isinstance(now, weakref.ref) and before() is not None and before() is now()
     return before == now
+
+
+def say_if_idle(trace: Trace) -> None:
+    """Warn, once a process, where the cache never acted in a run."""
+    message = idle_message(trace)
+    if message is not None:
+        warn_once(message)
 
 
 @cache
@@ -150,6 +155,8 @@ class Run:
     """What was decided, and about what, by the scheduler's identity."""
     record: CallRecord | None = None
     inputs_changed: bool = False
+    lines_broken: bool = False
+    """The step's guided output is made of other calls, or other inputs, than the ones before."""
     gradients: bool = False
     peak_bytes: int = 0
     finished: bool = False
@@ -333,6 +340,7 @@ class RunTracker:
         if all(each.is_over for each in run.tracks.values() if each.last is not None):
             run.account_memory()
             run.forget()
+            say_if_idle(run.trace)
         return result
 
     def _is_another_run(self, run: Run, stepper: Any) -> bool:

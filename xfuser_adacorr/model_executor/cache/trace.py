@@ -193,6 +193,30 @@ def summary_of(trace: Trace, memory_bytes: int = 0) -> CacheSummary:
     )
 
 
+IDLE_HINTS = {
+    "base": "its signal never stayed below the threshold; raise rel_l1_thresh",
+    "offset": "the expected error always reached the tolerance; raise the tolerance",
+    "warmup": "warmup_steps covers them",
+    "inputs": "the denoisers are called with other conditioning in every step",
+    "autograd": "gradients are recorded; sample under torch.no_grad()",
+    "budget": "the budget covers them",
+    "first": "each was taken for the first of a run; call set_timesteps once a run",
+}
+IDLE_STEPS = 4
+"""Shorter runs may well have nothing to reuse."""
+
+
+def idle_message(trace: Trace) -> str | None:
+    """What to say of a run in which the cache never acted; None where it did, or could not."""
+    reasons = [record.reason for record in trace.calls]
+    if len(reasons) < IDLE_STEPS or any(not record.refreshed for record in trace.calls):
+        return None
+    most = max(sorted(set(reasons)), key=reasons.count)
+    if (trace.config or {}).get("schedule") == 1 or most not in IDLE_HINTS:
+        return None
+    return f"{trace.method} computed every step of a run ({most}): {IDLE_HINTS[most]}"
+
+
 def tensor_bytes(state: Any) -> int:
     """Bytes of all distinct tensor storages in a tree of lists, tuples, dicts and dataclasses."""
     storages: dict[tuple, int] = {}

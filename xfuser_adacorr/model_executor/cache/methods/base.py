@@ -271,9 +271,13 @@ class StackRule(Rule):
     """The test of a `StackMethod` as a rule, with the state of one branch."""
 
     def __init__(self, method: StackMethod, branch: str = "") -> None:
-        self.method, self.state = method, method.new_state()
-        method.named(self.state, branch)
-        self._calls = 0
+        self.method, self.branch = method, branch
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all calls: the next one is the first."""
+        self.state, self._calls = self.method.new_state(), 0
+        self.method.named(self.state, self.branch)
 
     def measure(self, call: Call) -> Signal:
         return self.method.measure(self.state, call.block)

@@ -28,6 +28,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
 )
 from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
+from xfuser_adacorr.model_executor.cache.run import say_if_idle
 from xfuser_adacorr.model_executor.cache.step import Step, step_from_timestep
 from xfuser_adacorr.model_executor.cache.trace import (
     CacheSummary,
@@ -123,6 +124,7 @@ class ModelSite:
     def reset(self) -> None:
         """End the run; its trace stays for `summary`."""
         if self.run is not None:
+            say_if_idle(self.run.trace)
             self.run.branches.clear()
             self.finished, self.run = self.run, None
 

@@ -77,12 +77,15 @@ class SamplerSite:
         """Return what the call returned last in a reused step, else compute it."""
         inputs, slot = Inputs(args, kwargs), run.slots.get(key)
         fits = slot is not None and inputs.follows(slot.inputs)
+        before = None if slot is None else slot.inputs
         if slot is not None:
             slot.inputs = inputs
         run.inputs_changed |= not fits
         if run.decision is None and not self.stacks:
             self._decide(run, None)
         if run.decision is None and key[0] in self.stacks:
+            if before is not None and inputs.layout != before.layout:
+                run.branches[key[0], "", 0].begin()  # what it remembers has another shape
             output = self._decided_inside(run, key[0], original, args, kwargs)
         elif fits and run.decision is not None and not run.decision.compute:
             return slot.output
@@ -185,8 +188,9 @@ class SamplerSite:
         if not computed:
             return reuse(lane, call, original, arguments, _output_name(arguments))
         run.account_memory()  # with what the skipped steps left
-        if decision.why == "inputs":  # the line from before holds no more
+        if run.lines_broken and lane.forecast.v0 is not None:  # nothing from before holds, or fits
             lane.forecast = self.method.make_forecast(self.scope)
+            lane.repair = self.method.make_repair(track.stepper)
         call.latents = scaled(arguments["sample"], step.scale)
         name = _output_name(arguments)
         result = refresh(lane, call, decision, run.record, original, arguments, name)
@@ -217,7 +221,7 @@ class SamplerSite:
         record.compute_fraction = min(run.cost / len(made), 1.0)
         run.trace.calls.append(record)
         changed = run.inputs_changed or bool(run.last_made and made != run.last_made)
-        run.inputs_changed = changed and not computed
+        run.inputs_changed, run.lines_broken = changed and not computed, changed
 
 
 def _output_name(arguments: Mapping[str, Any]) -> str:

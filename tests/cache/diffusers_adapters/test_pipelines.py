@@ -12,7 +12,7 @@ from diffusers import (
 
 from tests.tiny_families import BY_NAME, TEXT, loose, never, seeded
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.engine import engine_of
+from xfuser_adacorr.model_executor.cache.api import site_of
 
 STEPS = 5
 NAMES = ["Fb", "Tea", "Fast", "Auto", "Tea+AdaCorrection"]
@@ -102,7 +102,7 @@ def test_every_run_is_a_generation_of_its_own(pipeline, name):
     assert summary.num_steps == STEPS and summary.reused_steps > 0
     assert len(summary.trace.calls) == STEPS, "a guided pair is one call with one decision"
     assert not torch.equal(first, plain)
-    assert engine_of(pipe.transformer).generation is None, "the end of the run was not seen"
+    assert site_of(pipe).tracker.run is None, "the end of the run was not seen"
     run(pipe, seed=1)
     assert torch.equal(run(pipe), first)
     run(pipe, steps=3)

@@ -10,11 +10,13 @@ from diffusers import CogVideoXTransformer3DModel
 
 from tests.tiny_families import NAMES, TEXT, FamilySampler, TinyFamily, cached, loose, never, texts
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
-from xfuser_adacorr.model_executor.cache.engine import engine_of
+from xfuser_adacorr.model_executor.cache.api import site_of
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as families
 
-PAGE = Path(__file__).parents[1] / "docs" / "add_a_model.md"
-DESCRIBE, CHECK = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+PAGE = Path(__file__).parents[3] / "docs" / "add_a_model.md"
+_, DESCRIBE, CHECK = re.findall(
+    r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
+)
 STEPS = 8
 
 
@@ -64,8 +66,8 @@ def registered(own_registry):
 
 
 def test_the_family_is_known_once_described(registered):
-    assert registry.find_family(COGVIDEOX.make()) is registered
-    assert registry.family_named("cogvideox") is registered
+    assert families.find_family(COGVIDEOX.make()) is registered
+    assert families.family_named("cogvideox") is registered
 
 
 def test_the_check_of_the_page_passes():
@@ -81,7 +83,7 @@ def test_the_check_of_the_page_catches_a_wrong_description(registered):
     from dataclasses import replace
 
     swapped = replace(registered.block_lists[0], returns=registered.block_lists[0].returns[::-1])
-    registry.register_family(replace(registered, block_lists=(swapped,)))
+    families.register_family(replace(registered, block_lists=(swapped,)))
     with pytest.raises((AssertionError, RuntimeError)):
         test_the_check_of_the_page_passes()
 
@@ -113,4 +115,4 @@ def test_published_polynomials_are_taken_by_depth(registered):
     assert registered.published_polynomial({"num_layers": 30}).coefficients[0] == -31.0658903
     model = COGVIDEOX.make()
     enable_cache(model, "Tea")
-    assert engine_of(model).method.polynomial(0.37) == pytest.approx(0.37)
+    assert site_of(model).stack.method.polynomial(0.37) == pytest.approx(0.37)

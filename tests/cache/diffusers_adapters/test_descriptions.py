@@ -1,4 +1,4 @@
-"""Descriptions of model families: recognition, defaults, validation, calibration."""
+"""Descriptions of model families: recognition, defaults, validation."""
 
 import copy
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from tests.tiny_families import BY_NAME, FAMILIES, NAMES, FamilySampler
+from tests.tiny_families import BY_NAME, FAMILIES, NAMES
 from xfuser_adacorr import (
     BlockList,
     CacheConfig,
@@ -14,12 +14,15 @@ from xfuser_adacorr import (
     enable_cache,
     load_family_config,
 )
-from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as registry
+from xfuser_adacorr.model_executor.cache.api import site_of
+from xfuser_adacorr.model_executor.cache.calibration.files import model_fingerprint
+from xfuser_adacorr.model_executor.cache.diffusers_adapters import family as families
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.opensora import OPENSORA
-from xfuser_adacorr.model_executor.cache.engine import engine_of
+from xfuser_adacorr.model_executor.cache.methods.ada import DEFAULT_SCALE
+from xfuser_adacorr.model_executor.cache.methods.options import AUTO_TOLERANCE, CORRECTED_TOLERANCE
 
 STEPS = 5
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 each_unmasked = pytest.mark.parametrize(
     "tiny", [tiny for tiny in FAMILIES if "masked" not in tiny.name], ids=lambda tiny: tiny.name
 )
@@ -29,7 +32,7 @@ each_unmasked = pytest.mark.parametrize(
     ("tiny", "family"), [(tiny, tiny.name.removesuffix("-masked")) for tiny in FAMILIES]
 )
 def test_families_are_recognised(tiny, family):
-    assert registry.find_family(tiny.make()).name == family
+    assert families.find_family(tiny.make()).name == family
 
 
 def test_an_unknown_class_is_told_all_families():
@@ -61,15 +64,20 @@ def test_a_similar_structure_that_is_called_otherwise_is_not_taken(family):
 
 @pytest.mark.parametrize("family", ["flux", "pixart", "dit", "opensora"])
 def test_the_shipped_configuration_states_the_familys_defaults(family):
-    known = registry.family_named(family)
+    known = families.family_named(family)
     configs = load_family_config(ROOT / "configs" / f"{family}.yaml")
     assert set(NAMES) <= set(configs)
     for name, config in configs.items():
-        assert config.rel_l1_thresh == known.default_threshold(config)
         if name == "Auto":
-            assert config.adacorr_tolerance == known.tolerance
-        elif config.enable_adacorrection:
-            assert config.adacorr_tolerance == known.safety_tolerance
+            assert config.tolerance == AUTO_TOLERANCE
+            continue
+        default = CacheConfig.from_name(name)
+        if name.startswith("Ada"):
+            assert config.threshold == DEFAULT_SCALE
+        else:
+            assert config.threshold == default.threshold_for(known)
+        if config.correction is not None:
+            assert config.correction.tolerance == CORRECTED_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -78,8 +86,9 @@ def test_the_shipped_configuration_states_the_familys_defaults(family):
 )
 def test_a_corrected_method_takes_its_own_default_or_its_base_methods(name, expected):
     family = described(thresholds={"Fb": 0.1, "Fb+AdaCorrection": 0.4, "Tea": 0.2})
-    assert family.default_threshold(CacheConfig.from_name(name)) == expected
-    assert family.default_threshold(CacheConfig.from_name("Fast+AdaCorrection")) is None
+    assert CacheConfig.from_name(name).threshold_for(family) == expected
+    with pytest.raises(ValueError, match="rel_l1_thresh must be given: family 'mine'"):
+        CacheConfig.from_name("Fast+AdaCorrection").threshold_for(family)
 
 
 @pytest.mark.parametrize("base", ["Fb", "Tea", "Fast", "Ada"])
@@ -87,7 +96,7 @@ def test_the_trigger_of_a_corrected_method_is_looser_unless_it_is_given(base):
     def trigger(name, **options):
         model = BY_NAME["pixart"].make()
         enable_cache(model, name, num_steps=STEPS, **options)
-        method = engine_of(model).method
+        method = site_of(model).stack.method
         return method.scale if base == "Ada" else method.threshold
 
     corrected = f"{base}+AdaCorrection"
@@ -107,14 +116,14 @@ def test_tea_uses_the_published_polynomial_for_open_sora_1_2_only():
     for tiny in FAMILIES:
         model = tiny.make()
         enable_cache(model, "Tea")
-        assert engine_of(model).method.polynomial(0.37) == pytest.approx(0.37)
+        assert site_of(model).stack.method.polynomial(0.37) == pytest.approx(0.37)
 
 
 def test_tea_reads_the_options_of_a_model_with_a_config_object():
     model = BY_NAME["opensora-original"].make()
     vars(model.config).update(depth=28, hidden_size=1152, num_heads=16, in_channels=4)
     enable_cache(model, "Tea")
-    assert engine_of(model).method.polynomial(0.1) == pytest.approx(0.216, abs=5e-4)
+    assert site_of(model).stack.method.polynomial(0.1) == pytest.approx(0.216, abs=5e-4)
 
 
 def described(**changes):
@@ -128,7 +137,7 @@ def described(**changes):
         "output_stream": "x",
         "modulated_input": lambda block, arguments: arguments["x"],
     }
-    return registry.ModelFamily(**{**options, **changes})
+    return families.ModelFamily(**{**options, **changes})
 
 
 @pytest.mark.parametrize(
@@ -169,48 +178,32 @@ def test_a_family_without_a_default_asks_for_the_threshold(own_registry):
             super().__init__()
             self.blocks = nn.ModuleList([nn.Identity()])
 
-    registry.register_family(described())
+    families.register_family(described())
     with pytest.raises(ValueError, match="rel_l1_thresh must be given: family 'mine'"):
         enable_cache(Mine(), "Fb")
 
 
 def test_a_family_registered_by_hand_replaces_a_built_in_one(monkeypatch):
     """Even if the built-in ones are imported later, which happens with the first look-up."""
-    monkeypatch.setattr(registry, "_FAMILIES", {})
+    monkeypatch.setattr(families, "_FAMILIES", {})
     built_in = described(transformer_class="PixArtTransformer2DModel")
-    monkeypatch.setattr(registry, "import_module", lambda name: registry.register_family(built_in))
+    monkeypatch.setattr(families, "import_module", lambda name: families.register_family(built_in))
     model = BY_NAME["pixart"].make()
-    assert registry.find_family(model) is built_in
-    monkeypatch.setattr(registry, "_FAMILIES", {})
-    mine = registry.register_family(described(transformer_class="PixArtTransformer2DModel"))
-    assert registry.find_family(model) is mine is not built_in
+    assert families.find_family(model) is built_in
+    monkeypatch.setattr(families, "_FAMILIES", {})
+    mine = families.register_family(described(transformer_class="PixArtTransformer2DModel"))
+    assert families.find_family(model) is mine is not built_in
 
 
 @pytest.mark.parametrize("module", ["flux", "pixart", "dit", "opensora", "opensora2"])
 def test_every_familys_module_offers_the_entry_point(module):
     from importlib import import_module
 
-    adapter = import_module(f"{registry.__package__}.{module}")
+    adapter = import_module(f"{families.__package__}.{module}")
     assert adapter.apply_cache_on_transformer is apply_cache_on_transformer
 
 
 @each_unmasked
 def test_calibrations_are_bound_to_the_weights(tiny):
-    from xfuser_adacorr.model_executor.cache.calibration import model_fingerprint
-
     assert model_fingerprint(tiny.make()) == model_fingerprint(tiny.make().bfloat16())
     assert model_fingerprint(tiny.make()) != model_fingerprint(tiny.make(seed=1))
-
-
-@each_unmasked
-def test_maps_are_fitted_for_every_block_and_stream(tiny):
-    from xfuser_adacorr.model_executor.cache.fitting import FastRecorder, TeaRecorder
-
-    sampler = FamilySampler(tiny)
-    family, fast, tea = registry.find_family(sampler.model), FastRecorder(), TeaRecorder()
-    with fast.attached(sampler.model, family), tea.attached(sampler.model, family):
-        sampler.run(STEPS)
-    streams = {name for each in family.block_lists for name in each.streams}
-    units = {f"blocks.{i}.{s}" for i in range(len(tiny.blocks(sampler.model))) for s in streams}
-    assert set(fast.fits) == units | {f"stack.{family.output_stream}"}
-    assert len(tea.changes) == STEPS - 1

@@ -366,6 +366,8 @@ def test_auto_follows_the_plan_beside_the_pipeline(pipe, path):
     [
         ({"target_compute": 0.5, "use_plan": False}, {}),
         ({"tolerance": 0.01}, {}),
+        ({"target_compute": 0.5, "gamma": 2.0}, {}),
+        ({"target_compute": 0.5, "warmup": 2}, {}),
         ({"target_compute": 0.5}, {"steps": 9}),
         ({"target_compute": 0.8}, {}),
         ({"target_compute": 0.5}, {"guidance_scale": 7.0}),
@@ -383,7 +385,7 @@ def test_auto_keeps_its_own_rule_where_no_plan_fits(pipe, path, options, argumen
     assert torch.equal(found, wanted)
     assert cache_summary(pipe).plan is None
     said = [r.message for r in caplog.records if "Auto decides by its own rule" in r.message]
-    assert len(said) == (1 if "use_plan" not in options and "tolerance" not in options else 0)
+    assert len(said) == (1 if list(options) == ["target_compute"] else 0)
 
 
 def test_auto_keeps_its_own_rule_where_the_first_step_tells_otherwise(path):
@@ -412,6 +414,24 @@ def test_auto_with_a_target_psnr_needs_the_plan(pipe, path):
     assert cache_summary(pipe).expected_psnr_db >= plan.courses[0].psnr_db
     with pytest.raises(ValueError, match="target_psnr needs a learned plan that fits"):
         sampled(pipe, steps=9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"plan": "plan.json"},
+        {"plan": "plan.json", "tolerance": 0.1},
+        {"plan": "plan.json", "target_compute": 0.5, "use_plan": False},
+        {"target_psnr": 30.0, "use_plan": False},
+        {"target_psnr": 30.0, "gamma": 2.0},
+        {"learn": 2, "target_compute": 0.5, "warmup": 1},
+        {"learn": 0, "target_compute": 0.5},
+        {"learn": 2, "target_psnr": 30.0},
+    ],
+)
+def test_options_of_plans_that_could_not_act_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Auto(**options)
 
 
 def test_auto_passes_over_another_models_plan(pipe, path, caplog):
@@ -478,7 +498,7 @@ def test_learning_sets_random_numbers_back():
 
 
 def test_learning_needs_a_target_and_a_pipeline(pipe):
-    with pytest.raises(ValueError, match="learn acts with target_compute"):
+    with pytest.raises(ValueError, match="learn acts with a target"):
         Auto(learn=2)
     pipe.scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="learn needs a pipeline"):

@@ -214,15 +214,15 @@ def fitted_course(loop: ClosedLoop, count: int) -> Course:
 
 
 def starting_schedules(loop: ClosedLoop, count: int, given: Sequence[Steps] = ()) -> list[Steps]:
-    """Those given of so many steps, evenly spaced with the last step and without, and Auto's."""
+    """Those given of so many steps, `Auto`'s, evenly spaced with the last step and without."""
     steps = range(len(loop.places.steps))
     starts = [tuple(each) for each in given if len(each) == count]
-    starts.append(evenly_spaced(steps, count))
-    if count < len(steps):
-        starts.append(evenly_spaced(steps, count + 1)[:-1])
     if count > 1:
         auto = loop.auto_steps(count, min(AUTO_CALLS, len(loop.rows)))
         starts += [auto] if len(auto) == count else []
+    starts.append(evenly_spaced(steps, count))
+    if count < len(steps):
+        starts.append(evenly_spaced(steps, count + 1)[:-1])
     return list(dict.fromkeys(starts))
 
 

@@ -49,8 +49,8 @@ class Auto(Method):
     """In place of a tolerance: the cheapest budget of a learned plan with this mean PSNR in dB on
     the prompts that it was calibrated on; no promise for one picture."""
     use_plan: bool = True
-    """With a target, follow the learned plan beside the pipeline or its model where it fits the
-    run; else, and where there is none, Auto's own rule."""
+    """With a target, and the other options at their defaults, follow the learned plan beside the
+    pipeline or its model where it fits the run; else, and where there is none, Auto's own rule."""
     plan: str | None = None
     """File of learned plans, in place of the one beside the model."""
     learn: int | None = None
@@ -69,17 +69,15 @@ class Auto(Method):
             raise TypeError(f"plan must be a path or None, got {self.plan!r}")
         if self.target_psnr is not None and self.tolerance is not None:
             raise ValueError("tolerance and target_psnr: give one of them")
-        if self.target_psnr is not None and not self.use_plan:
-            raise ValueError("target_psnr needs a learned plan: use_plan must be True")
         check_count("learn", self.learn, least=1, optional=True)
-        if self.learn is not None and not (self.use_plan and self.needs_steps and not self.warmup):
-            raise ValueError(
-                "learn acts with target_compute or target_speedup, use_plan=True and no warmup"
-            )
-        if self.plan is not None and not (self.use_plan and self.has_target):
-            raise ValueError(
-                "plan acts with target_compute, target_speedup or target_psnr, and use_plan=True"
-            )
+        for name in ("plan", "learn", "target_psnr"):
+            if getattr(self, name) is not None and not self.may_follow_a_plan:
+                raise ValueError(
+                    f"{name} acts with a target and use_plan=True, and with gamma, lambda_ and "
+                    "warmup at their defaults, which a learned plan does not have"
+                )
+        if self.learn is not None and not self.needs_steps:
+            raise ValueError("learn acts with target_compute or target_speedup")
         check_count("warmup", self.warmup, least=0)
         check_count("num_steps", self.num_steps, least=1, optional=True)
 
@@ -88,12 +86,14 @@ class Auto(Method):
         return self.target_compute is not None or self.target_speedup is not None
 
     @property
-    def has_target(self) -> bool:
-        return self.needs_steps or self.target_psnr is not None
+    def may_follow_a_plan(self) -> bool:
+        """Whether there is a target, and no option that only Auto's own rule has."""
+        targets = self.needs_steps or self.target_psnr is not None
+        return self.use_plan and targets and self.gamma == self.lambda_ == 1 and not self.warmup
 
     def bound_to_pipeline(self, pipe, models) -> "Auto":
         """With the plans read; those beside the model are passed over if they are another's."""
-        if not (self.use_plan and self.has_target):
+        if not self.may_follow_a_plan:
             return self
         try:
             return replace(self, bound=bind_plans(self.plan, pipe, models))
@@ -118,7 +118,7 @@ class Auto(Method):
             unfit = cannot_follow(step, arguments)
             return lane if unfit is None else own_lane(f"plan: {unfit}")
 
-        if self.bound is None or self.warmup:
+        if self.bound is None:
             return Method.make_lane(self, places, begin, inside, stepper, scope)
         try:
             plan = self.bound.plan_for(places, begin, stepper)

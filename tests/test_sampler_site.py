@@ -113,9 +113,11 @@ def test_denoisers_are_called_in_computed_steps_alone(case, noted, pipe):
         assert computed == in_computed_steps(case, timesteps)
     assert result.isfinite().all() and not torch.equal(result, plain)
     summary = cache_summary(pipe)
-    assert summary.num_steps == solver_steps(case)
-    assert summary.computed_steps == len(computed_steps(case))
-    assert summary.reused_steps == solver_steps(case) - len(computed_steps(case))
+    assert summary.num_steps == solver_steps(case) == summary.computed_steps + summary.reused_steps
+    if case.irregular:  # other calls than before are a refresh
+        assert len(computed_steps(case)) <= summary.computed_steps < solver_steps(case)
+    else:
+        assert summary.computed_steps == len(computed_steps(case))
 
 
 def test_a_second_run_repeats_the_first(case, pipe, reused):

@@ -97,7 +97,7 @@ def reused(case):
 
 
 def test_a_schedule_that_computes_every_step_is_bit_equal(case, plain):
-    pipe = enable_cache(case.build(), "Schedule", schedule=1)
+    pipe = enabled(case, every=1)
     assert torch.equal(run(case, pipe), plain)
     summary = cache_summary(pipe)
     assert summary.computed_steps == summary.num_steps == solver_steps(case)

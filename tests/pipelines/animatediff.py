@@ -120,6 +120,7 @@ CASES = [
     ),
     Case(
         name="animatediff-free-init",
+        irregular=True,
         build=build_with_free_init,
         arguments=text,
         denoisers=("unet",),

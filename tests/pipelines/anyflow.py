@@ -49,6 +49,7 @@ CASES = [
     Case(name="anyflow-guided", build=build, arguments=wan.text),
     Case(
         name="anyflow-far",
+        irregular=True,
         build=partial(build, AnyFlowFARPipeline, AnyFlowFARTransformer3DModel, FAR_MODEL),
         arguments=chunks,
         calls_a_step=None,

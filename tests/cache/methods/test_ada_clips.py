@@ -54,7 +54,6 @@ def clip_family():
         output_stream="hidden_states",
         modulated_input=lambda block, a: block.modulated_input(a["hidden_states"], a["temb"]),
         select_tokens=lambda arguments, index: {},
-        make_output=lambda sample, return_dict: (sample,),
         published_polynomial=lambda config: None,
         num_frames=lambda arguments: arguments["num_frames"],
     )

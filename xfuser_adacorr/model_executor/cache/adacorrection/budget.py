@@ -21,11 +21,19 @@ MEMORY = 0.5
 """What earlier rates count at each further refresh, in the mean that is expected to go on."""
 BASE_SHARE = 0.5
 """Weight from which a base method's request for a refresh is granted."""
-RATE_PLACES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9)
-RATES = (1.0, 0.8, 0.8, 1.0, 1.4, 1.8)
-"""s per unit of step gain over `Step.coordinate`, linear in between: how unevenly outputs change
-over the noise levels, as the mean over development prompts of four small models. Only ratios
-count."""
+FLOW_RATES = ((0.0, 1.0), (0.2, 0.8), (0.4, 0.8), (0.6, 1.0), (0.75, 1.4), (0.9, 1.8))
+NOISE_RATES = (
+    (0.0, 1.0),
+    (0.15, 0.75),
+    (0.3, 0.9),
+    (0.5, 1.25),
+    (0.65, 1.9),
+    (0.75, 3.2),
+    (0.9, 5.7),
+)
+"""(`Step.coordinate`, s per unit of step gain), linear in between: how unevenly outputs change over
+the noise levels, under flow matching and under variance-preserving schedules. Means over
+development prompts of two small models each (FLUX, Open-Sora; PixArt, DiT). Only ratios count."""
 LAST_GAP = 1 / 3
 """Length of the gap after the last refresh, whose error nothing repairs, in those of other gaps."""
 
@@ -53,8 +61,9 @@ def budget_tolerance(ahead: float, refreshes: int) -> float:
 
 
 def rate(step: Step) -> float:
-    """s at a step's noise level, up to a factor (`RATES`)."""
-    return float(np.interp(step.coordinate, RATE_PLACES, RATES))
+    """s at a step's noise level, up to a factor."""
+    places, rates = zip(*(FLOW_RATES if step.mass == 1.0 else NOISE_RATES), strict=True)
+    return float(np.interp(step.coordinate, places, rates))
 
 
 class Budget:

@@ -60,10 +60,10 @@ def refresh(
     record: CallRecord,
     original: Callable[..., Any],
     arguments: dict[str, Any],
-    output_name: str = "model_output",
 ) -> Any:
     """Step the sampler with a computed output: learn from it, repair what was skipped."""
-    step, output, latents = call.step, arguments[output_name], arguments["sample"]
+    name = output_name(arguments)
+    step, output, latents = call.step, arguments[name], arguments["sample"]
     fresh = as_velocity(output, latents, step)
     lane.rule.computed(call, decision, lane.forecast.missed(step, fresh), record)
     result = lane.repair.refresh(original, arguments, step, fresh, lane.forecast)
@@ -76,15 +76,21 @@ def reuse(
     call: Call,
     original: Callable[..., Any],
     arguments: dict[str, Any],
-    output_name: str = "model_output",
 ) -> Any:
     """Step the sampler with the forecast, and remember what that owes."""
-    step, output, latents = call.step, arguments[output_name], arguments["sample"]
+    name = output_name(arguments)
+    step, output, latents = call.step, arguments[name], arguments["sample"]
     forecast = as_output(lane.forecast(step), latents, step)
-    arguments[output_name] = forecast.to(output.dtype)
+    arguments[name] = forecast.to(output.dtype)
     return lane.repair.skip(original, arguments, step, lane.forecast.weights(step))
 
 
 def scaled(latents: Tensor, scale: float) -> Tensor:
     """Latents as the model is given them."""
     return latents if scale == 1.0 else latents.float() * scale
+
+
+def output_name(arguments: Mapping[str, Any]) -> str:
+    """The argument of ``step`` that the sampler follows: the picture, where it is given (EDM)."""
+    given = arguments.get("pred_original_sample")
+    return "pred_original_sample" if isinstance(given, Tensor) else "model_output"

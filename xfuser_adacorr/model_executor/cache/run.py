@@ -6,65 +6,33 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .adacorrection import warn_once
 from .engine import Lane
+from .inputs import Inputs
 from .intercept import InterceptedModel, handler_of, intercept, intercept_step, release
 from .methods.base import Call, Decision, StackRule
 from .schedulers import Places, check_scheduler, read_places, unwrapped
 from .step import Step
-from .trace import CacheSummary, CallRecord, Trace, idle_message, summary_of, tensor_bytes
+from .trace import (
+    STEP_CONTEXT,
+    CacheSummary,
+    CallRecord,
+    Trace,
+    idle_message,
+    new_trace,
+    record_of,
+    summary_of,
+    tensor_bytes,
+)
 
 Key = tuple[str, str, int]
 """A denoiser call within a step: component, cache context, how many such calls came before."""
-
-
-class Inputs:
-    """What a denoiser was called with, as far as it tells whether an earlier answer fits."""
-
-    def __init__(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        self.layout = (spec, tuple(_layout(leaf) for leaf in leaves))
-        self._identities = [_identity(leaf) for leaf in leaves]
-        self._constant: list[bool] | None = None
-        """Of each leaf, whether it has been the same object so far; None after one call."""
-
-    def follows(self, before: "Inputs") -> bool:
-        """Whether all that stayed the same so far still does; learns from ``before``."""
-        if self.layout != before.layout:
-            return False
-        pairs = zip(before._identities, self._identities, strict=True)
-        same = [_same(a, b) for a, b in pairs]
-        if before._constant is None:
-            self._constant = same
-            return True
-        changed = any(was and not now for was, now in zip(before._constant, same, strict=True))
-        self._constant = same if changed else before._constant
-        return not changed
-
-
-def _layout(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return tuple(leaf.shape), leaf.dtype, leaf.device
-    return leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf)
-
-
-def _identity(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return weakref.ref(leaf)
-    return leaf if isinstance(leaf, (int, float)) else type(leaf)
-
-
-def _same(before: Any, now: Any) -> bool:
-    if isinstance(before, weakref.ref):
-        return isinstance(now, weakref.ref) and before() is not None and before() is now()
-    return before == now
 
 
 def say_if_idle(trace: Trace) -> None:
@@ -184,6 +152,20 @@ class Run:
         tracks = self.tracks_ahead()
         return tracks[0].next_step if tracks else None
 
+    def note(self, step: Step, computed: bool) -> None:
+        """Account for the calls of the step that ends."""
+        record = self.record or record_of(STEP_CONTEXT, step, Decision(computed, "first"))
+        self.record, made = record, tuple(self.made)
+        record.step_index, record.sigma = step.index, step.sigma  # not known before a late start
+        if computed and not record.refreshed:
+            record.reason = "inputs"
+        record.refreshed, record.calls = computed, len(made)
+        record.computed_calls = sum(self.made.values())
+        record.compute_fraction = min(self.cost / len(made), 1.0)
+        self.trace.calls.append(record)
+        changed = self.inputs_changed or bool(self.last_made and made != self.last_made)
+        self.inputs_changed, self.lines_broken = changed and not computed, changed
+
     def account_memory(self) -> None:
         lanes = [track.lane.tensors() for track in self.tracks.values() if track.lane]
         states = [rule.tensors() for rule in self.branches.values()]
@@ -203,20 +185,20 @@ class RunTracker:
     an exception, `reset`, or the next one. Every thread has runs of its own. Calls outside of a run
     are left alone.
 
-    ``answer_call(run, key, original, args, kwargs)`` answers a denoiser call within a run,
-    ``answer_step(run, track, step, original, arguments)`` a step.
+    ``site.answer_call(run, key, original, args, kwargs)`` answers a denoiser call within a run,
+    ``site.answer_step(run, track, step, original, arguments)`` a step, under ``site.method``.
+    ``stacks`` are the blocks of the denoisers (`sites.stack.Stack`), taken over with them.
     """
 
     def __init__(
         self,
+        site: Any,
         denoisers: Mapping[str, nn.Module],
         find_schedulers: Callable[[], Iterable[Any]],
-        new_trace: Callable[[], Trace],
-        answer_call: Callable[..., Any],
-        answer_step: Callable[..., Any],
+        stacks: Mapping[str, Any],
     ) -> None:
+        self._site, self._stacks = site, stacks
         self.denoisers, self.find_schedulers = dict(denoisers), find_schedulers
-        self._new_trace, self._answer_call, self._answer_step = new_trace, answer_call, answer_step
         self._local = threading.local()
         self._schedulers: list[Any] = []
         self._copies: weakref.WeakSet = weakref.WeakSet()
@@ -226,21 +208,21 @@ class RunTracker:
 
     # -- taking over -----------------------------------------------------------------------------
 
-    def install(self, owner: Any) -> None:
-        """``owner`` is what the denoisers' handlers tell of themselves (`intercept.owner_of`)."""
+    def install(self) -> None:
         for scheduler in self.find_schedulers():
             check_scheduler(scheduler)
         for name, module in self.denoisers.items():
-            intercept(module, self._call_of(name), owner, InterceptedModel)
+            intercept(module, partial(self.call, name), self._site, InterceptedModel)
+        for stack in self._stacks.values():
+            stack.install()
         self._take_schedulers()
-
-    def _call_of(self, name: str) -> Callable[..., Any]:
-        return lambda original, *args, **kwargs: self.call(name, original, *args, **kwargs)
 
     def uninstall(self) -> None:
         self.reset()
-        self._release([*self._schedulers, *self._copies])
+        _release([*self._schedulers, *self._copies], self.step)
         self._schedulers = []
+        for stack in self._stacks.values():
+            stack.uninstall()
         for module in self.denoisers.values():
             release(module)
 
@@ -248,7 +230,7 @@ class RunTracker:
         """Take over schedulers that came since, or that another cache had; let go of others."""
         current = list(self.find_schedulers())
         gone = [x for x in self._schedulers if not any(x is other for other in current)]
-        self._release(gone)
+        _release(gone, self.step)
         for scheduler in current:
             if handler_of(scheduler) != self.step:
                 check_scheduler(scheduler)
@@ -258,11 +240,6 @@ class RunTracker:
     def copied(self, scheduler: Any) -> None:
         """One of the schedulers was copied."""
         self._copies.add(scheduler)
-
-    def _release(self, schedulers: Iterable[Any]) -> None:
-        for scheduler in schedulers:
-            if handler_of(scheduler) == self.step:
-                release(scheduler)
 
     # -- runs ------------------------------------------------------------------------------------
 
@@ -279,7 +256,11 @@ class RunTracker:
 
     def summary(self) -> CacheSummary:
         run = self.latest
-        return summary_of(run.trace, run.peak_bytes) if run else summary_of(self._new_trace())
+        return (
+            summary_of(run.trace, run.peak_bytes)
+            if run
+            else summary_of(new_trace(self._site.method))
+        )
 
     @property
     def context_name(self) -> str:
@@ -307,7 +288,7 @@ class RunTracker:
         if not fresh:
             return
         self.reset()
-        self.latest = self._local.run = Run(self._new_trace())
+        self.latest = self._local.run = Run(new_trace(self._site.method))
         for scheduler in fresh:
             self._track(self.run, scheduler)
 
@@ -321,7 +302,7 @@ class RunTracker:
         if run is None or run.finished:
             return original(*args, **kwargs)
         try:
-            return self._answer_call(
+            return self._site.answer_call(
                 run, run.enter(name, self.context_name), original, args, kwargs
             )
         except BaseException:
@@ -331,8 +312,11 @@ class RunTracker:
     def step(self, stepper: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer ``stepper.step(...)``."""
         run = self.run
-        if run is None or run.finished or not run.made or self._is_another_run(run, stepper):
+        if run is None or run.finished or not run.made:
             return original(*args, **kwargs)
+        known = run.tracks.get(id(stepper))
+        if known is not None and known.timesteps is not unwrapped(stepper).timesteps:
+            return original(*args, **kwargs)  # set_timesteps, and no denoiser call since
         arguments = dict(_step_signature(type(stepper)).bind(stepper, *args, **kwargs).arguments)
         del arguments["self"]
         arguments |= arguments.pop("kwargs", {})
@@ -342,7 +326,7 @@ class RunTracker:
             if place is None:
                 return original(**arguments)
             step = track.places.steps[place]
-            result = self._answer_step(run, track, step, original, arguments)
+            result = self._site.answer_step(run, track, step, original, arguments)
         except BaseException:
             self.reset()
             raise
@@ -355,14 +339,16 @@ class RunTracker:
             say_if_idle(run.trace)
         return result
 
-    def _is_another_run(self, run: Run, stepper: Any) -> bool:
-        """Whether ``set_timesteps`` was called since, with no denoiser call that begins a run."""
-        track = run.tracks.get(id(stepper))
-        return track is not None and track.timesteps is not unwrapped(stepper).timesteps
-
     def _track(self, run: Run, stepper: Any) -> Track:
         track, scheduler = run.tracks.get(id(stepper)), unwrapped(stepper)
         if track is None:
             track = Track(stepper, scheduler.timesteps, read_places(scheduler))
             run.tracks[id(stepper)] = track
         return track
+
+
+def _release(schedulers: Iterable[Any], handler: Callable[..., Any]) -> None:
+    """Give back those of the schedulers that ``handler`` still has."""
+    for scheduler in schedulers:
+        if handler_of(scheduler) == handler:
+            release(scheduler)

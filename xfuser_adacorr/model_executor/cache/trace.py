@@ -115,6 +115,11 @@ def _with_tuples(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "run_blocks": None if blocks is None else tuple(blocks)}
 
 
+def new_trace(method: Any) -> Trace:
+    """The empty trace of a run under ``method``."""
+    return Trace(method.name, config=method.to_dict())
+
+
 def record_of(context: str, step: Step, decision: Decision) -> CallRecord:
     """What the trace says of a decision."""
     record = CallRecord(context, step.index, step.sigma, decision.compute, decision.why)

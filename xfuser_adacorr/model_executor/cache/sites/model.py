@@ -34,6 +34,7 @@ from xfuser_adacorr.model_executor.cache.trace import (
     CacheSummary,
     CallRecord,
     Trace,
+    new_trace,
     record_of,
     summary_of,
     tensor_bytes,
@@ -69,6 +70,21 @@ class ModelRun:
     place: int = 0
     """How many calls without a name came before the last one at its timestep."""
     peak_bytes: int = 0
+
+    def unnamed(self, timestep: float) -> str:
+        """The branch of a call without a name: calls at one timestep are told apart by order."""
+        self.place = self.place + 1 if timestep == self.timestep else 0
+        self.timestep = timestep
+        return "default" if self.place == 0 else f"default[{self.place}]"
+
+    def account_memory(self) -> None:
+        branches = self.branches.values()
+        states = [
+            branch.lane.tensors() if branch.lane is not None else branch.inside.tensors()
+            for branch in branches
+        ]
+        templates = [branch.template for branch in branches]
+        self.peak_bytes = max(self.peak_bytes, tensor_bytes([states, templates]))
 
 
 @dataclass(slots=True)
@@ -132,11 +148,8 @@ class ModelSite:
         return [self.stack] if self.stack is not None else []
 
     def summary(self) -> CacheSummary:
-        run = self.run or self.finished or self._new_run()
+        run = self.run or self.finished or ModelRun(new_trace(self.method))
         return summary_of(run.trace, run.peak_bytes)
-
-    def _new_run(self) -> ModelRun:
-        return ModelRun(Trace(self.method.name, config=self.method.to_dict()))
 
     # -- one call --------------------------------------------------------------------------------
 
@@ -174,7 +187,7 @@ class ModelSite:
         if branch.lane is not None:
             output = self._correct(asked, latents, output)
         branch.calls, branch.last = branch.calls + 1, asked.call.step
-        self._account_memory()
+        self.run.account_memory()
         return output
 
     def _answer_block(self, branch: Branch, block: BlockCall, decision: Decision) -> Streams:
@@ -189,19 +202,12 @@ class ModelSite:
         if self.run is not None and any(b.layout != layout for b in self.run.branches.values()):
             self.reset()
         if self.run is None:
-            self.run = self._new_run()
+            self.run = ModelRun(new_trace(self.method))
             if self.stack is not None:
                 self.stack.method.begin_run(None)
         if name is None:
-            name = self._unnamed(float(timestep))
+            name = self.run.unnamed(float(timestep))
         return self.run.branches.get(name) or self._new_branch(name, layout)
-
-    def _unnamed(self, timestep: float) -> str:
-        """Calls at one timestep are told apart by their order."""
-        run = self.run
-        run.place = run.place + 1 if timestep == run.timestep else 0
-        run.timestep = timestep
-        return "default" if run.place == 0 else f"default[{run.place}]"
 
     def _new_branch(self, name: str, layout: tuple) -> Branch:
         inside = None if self.stack is None else StackRule(self.stack.method, name)
@@ -226,7 +232,9 @@ class ModelSite:
         call.step = step_from_timestep(
             branch.calls, values.local.pop(), branch.last, self.method.num_steps
         )
-        if branch.last is not None and not self._continues(branch.last, call.step):
+        if branch.last is not None and not _continues(
+            branch.last, call.step, self.method.num_steps
+        ):
             branch = asked.branch = self._restarted(branch, call.step)
             rule = branch.lane.rule if branch.lane is not None else branch.inside
             (values,) = read([rule.measure(call)], self.scope)
@@ -240,11 +248,6 @@ class ModelSite:
         self.run.trace.calls.append(asked.record)
         return decision
 
-    def _continues(self, last: Step, step: Step) -> bool:
-        """False where the noise level did not fall, or the counted steps are over."""
-        steps = self.method.num_steps
-        return step.sigma < last.sigma and not (steps is not None and step.index >= steps)
-
     def _restarted(self, branch: Branch, step: Step) -> Branch:
         """A new run began: nothing of the one before may be used."""
         if step.sigma == branch.last.sigma and branch.last.index > 0:
@@ -254,7 +257,7 @@ class ModelSite:
                 "give the scheduler"
             )
         self.reset()
-        self.run = self._new_run()
+        self.run = ModelRun(new_trace(self.method))
         if self.stack is not None:
             self.stack.method.begin_run(None)
         return self._new_branch(branch.name, branch.layout)
@@ -276,11 +279,7 @@ class ModelSite:
         branch.template = output
         return output if paid is fresh else replaced_sample(output, paid.to(sample.dtype))
 
-    def _account_memory(self) -> None:
-        branches = self.run.branches.values()
-        states = [
-            branch.lane.tensors() if branch.lane is not None else branch.inside.tensors()
-            for branch in branches
-        ]
-        templates = [branch.template for branch in branches]
-        self.run.peak_bytes = max(self.run.peak_bytes, tensor_bytes([states, templates]))
+
+def _continues(last: Step, step: Step, num_steps: int | None) -> bool:
+    """False where the noise level did not fall, or the counted steps are over."""
+    return step.sigma < last.sigma and not (num_steps is not None and step.index >= num_steps)

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.engine import Lane, decide, refresh, reuse, scaled
+from xfuser_adacorr.model_executor.cache.inputs import Inputs, requires_grad
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,
@@ -26,18 +26,19 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
 )
 from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
-from xfuser_adacorr.model_executor.cache.run import Inputs, Key, Run, RunTracker, Slot, Track
+from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Slot, Track
 from xfuser_adacorr.model_executor.cache.step import Step
-from xfuser_adacorr.model_executor.cache.trace import STEP_CONTEXT, CacheSummary, Trace, record_of
+from xfuser_adacorr.model_executor.cache.trace import (
+    STEP_CONTEXT,
+    CacheSummary,
+    record_of,
+)
 
 from .stack import Stack
 
 
 class SamplerSite:
-    """Answers the steps of a pipeline's schedulers, or of those given with a bare model.
-
-    ``denoisers`` by the name of the component; ``find_schedulers()`` gives what is stepped now.
-    """
+    """Answers the steps of the schedulers that ``find_schedulers()`` gives, and the denoisers."""
 
     def __init__(
         self,
@@ -48,22 +49,13 @@ class SamplerSite:
         stacks: Mapping[str, Stack],
     ) -> None:
         self.method, self.scope, self.stacks = method, scope, stacks
-        self.tracker = RunTracker(
-            denoisers, find_schedulers, self._new_trace, self.answer_call, self.answer_step
-        )
+        self.tracker = RunTracker(self, denoisers, find_schedulers, stacks)
         self.context, self.reset = self.tracker.context, self.tracker.reset
 
-    def _new_trace(self) -> Trace:
-        return Trace(self.method.name, config=self.method.to_dict())
-
     def install(self) -> None:
-        self.tracker.install(self)
-        for stack in self.stacks.values():
-            stack.install()
+        self.tracker.install()
 
     def uninstall(self) -> None:
-        for stack in self.stacks.values():
-            stack.uninstall()
         self.tracker.uninstall()
 
     def summary(self) -> CacheSummary:
@@ -94,7 +86,7 @@ class SamplerSite:
             run.cost += 1.0
         if run.decision is not None and not run.decision.compute and fits:
             return slot.output
-        run.gradients |= torch.is_grad_enabled() and _requires_grad(output)
+        run.gradients |= torch.is_grad_enabled() and requires_grad(output)
         run.made[key], run.slots[key] = True, Slot(output, inputs)
         return output
 
@@ -105,12 +97,9 @@ class SamplerSite:
         stack = self.stacks[name]
 
         def answer(block: BlockCall, decision: Decision) -> Streams:
-            state = run.branches[name, "", 0].state
-            return (
-                stack.method.run_block(state, block, decision)
-                if decision.compute
-                else (block.streams)
-            )
+            if not decision.compute:
+                return block.streams
+            return stack.method.run_block(run.branches[name, "", 0].state, block, decision)
 
         output, executed = stack.run(
             lambda: original(*args, **kwargs),
@@ -179,20 +168,19 @@ class SamplerSite:
             call, decision = Call(step=step), Decision(True, "first")
         computed = all(run.made.values())
         if not run.stepped:
-            self._note(run, step, computed)
+            run.note(step, computed)
         if not computed and lane.forecast.v0 is None:  # its denoisers' last outputs stand in
             return original(**arguments)
         lane.rule.after_call(call, decision.turned(computed, decision.why))
         lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:
-            return reuse(lane, call, original, arguments, _output_name(arguments))
+            return reuse(lane, call, original, arguments)
         run.account_memory()  # with what the skipped steps left
         if run.lines_broken and lane.forecast.v0 is not None:  # nothing from before holds, or fits
             lane.forecast = self.method.make_forecast(self.scope)
             lane.repair = self.method.make_repair(track.stepper)
         call.latents = scaled(arguments["sample"], step.scale)
-        name = _output_name(arguments)
-        result = refresh(lane, call, decision, run.record, original, arguments, name)
+        result = refresh(lane, call, decision, run.record, original, arguments)
         run.account_memory()
         return result
 
@@ -207,27 +195,3 @@ class SamplerSite:
             )
             run.trace.plan = track.lane.rule.plan
         return track.lane
-
-    def _note(self, run: Run, step: Step, computed: bool) -> None:
-        """Account for the calls of the step that ends."""
-        record = run.record or record_of(STEP_CONTEXT, step, Decision(computed, "first"))
-        run.record, made = record, tuple(run.made)
-        record.step_index, record.sigma = step.index, step.sigma  # not known before a late start
-        if computed and not record.refreshed:
-            record.reason = "inputs"
-        record.refreshed, record.calls = computed, len(made)
-        record.computed_calls = sum(run.made.values())
-        record.compute_fraction = min(run.cost / len(made), 1.0)
-        run.trace.calls.append(record)
-        changed = run.inputs_changed or bool(run.last_made and made != run.last_made)
-        run.inputs_changed, run.lines_broken = changed and not computed, changed
-
-
-def _output_name(arguments: Mapping[str, Any]) -> str:
-    """The argument of ``step`` that the sampler follows: the picture, where it is given (EDM)."""
-    given = arguments.get("pred_original_sample")
-    return "pred_original_sample" if isinstance(given, Tensor) else "model_output"
-
-
-def _requires_grad(output: Any) -> bool:
-    return any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(output))

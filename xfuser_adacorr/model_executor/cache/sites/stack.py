@@ -24,7 +24,7 @@ from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
 from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Track
 from xfuser_adacorr.model_executor.cache.step import Step
-from xfuser_adacorr.model_executor.cache.trace import CacheSummary, CallRecord, Trace, record_of
+from xfuser_adacorr.model_executor.cache.trace import CacheSummary, CallRecord, record_of
 
 from .blocks import BlockRunner
 
@@ -121,22 +121,13 @@ class StackSite:
         stacks: Mapping[str, Stack],
     ) -> None:
         self.method, self.scope, self.stacks = method, scope, stacks
-        self.tracker = RunTracker(
-            denoisers, find_schedulers, self._new_trace, self.answer_call, self.answer_step
-        )
+        self.tracker = RunTracker(self, denoisers, find_schedulers, stacks)
         self.context, self.reset = self.tracker.context, self.tracker.reset
 
-    def _new_trace(self) -> Trace:
-        return Trace(self.method.name, config=self.method.to_dict())
-
     def install(self) -> None:
-        self.tracker.install(self)
-        for stack in self.stacks.values():
-            stack.install()
+        self.tracker.install()
 
     def uninstall(self) -> None:
-        for stack in self.stacks.values():
-            stack.uninstall()
         self.tracker.uninstall()
 
     def stacks_in_use(self) -> list[Stack]:

@@ -52,6 +52,7 @@ from xfuser_adacorr.model_executor.cache.trace import (
     CacheSummary,
     CallRecord,
     Trace,
+    new_trace,
     record_of,
     summary_of,
     tensor_bytes,
@@ -157,7 +158,7 @@ class StagedSite:
     def summary(self) -> CacheSummary:
         run = self.run or self.finished
         if run is None:
-            return summary_of(Trace(self.method.name, config=self.method.to_dict()))
+            return summary_of(new_trace(self.method))
         return summary_of(run.trace, run.peak_bytes)
 
     # -- one call --------------------------------------------------------------------------------
@@ -185,14 +186,13 @@ class StagedSite:
         if part.lane is not None:
             output = self._correct(asked, output)
         part.last = asked.call.step
-        states = [(p.lane.tensors() if p.lane else p.inside.tensors()) for p in self._parts()]
+        states = [
+            (p.lane.tensors() if p.lane else p.inside.tensors()) for p in self.run.parts.values()
+        ]
         steps = self.run.steps.tensors() if self.run.steps is not None else []
         held = tensor_bytes([states, steps, self.run.passed_on])
         self.run.peak_bytes = max(self.run.peak_bytes, held)
         return output
-
-    def _parts(self) -> Iterable[Part]:
-        return self.run.parts.values()
 
     def _part(self, given: Tensor) -> Part:
         """The part that this call is about; new timesteps or another layout begin another run."""
@@ -204,7 +204,7 @@ class StagedSite:
         changed = known is not None and known.layout != layout
         if self.run is None or self.run.timesteps is not scheduler.timesteps or changed:
             self.reset()
-            trace = Trace(self.method.name, config=self.method.to_dict())
+            trace = new_trace(self.method)
             places = read_places(scheduler, latents_known=False)
             self.run, known = StagedRun(trace, scheduler.timesteps, places), None
         return known or self._new_part(name, layout, stepper)
@@ -245,7 +245,10 @@ class StagedSite:
         if follows:
             decision = self.stage.receive()
         else:
-            self._take_found(part)
+            if part.ticket is not None:  # what the last stage found at this part's last refresh
+                found = self.stage.receive_found(part.ticket)
+                part.lane.rule.found([torch.tensor(value) for value in found])
+                part.ticket = None
             (decision,) = decide([rule], [call], self.scope)
             if part.lane and not decision.compute and self.stage.ends_warmup(call.step):
                 # Patches begin with histories of their own, so what is owed is paid before.
@@ -263,13 +266,6 @@ class StagedSite:
         if self.led:
             self.stage.pass_on(decision)
         return decision
-
-    def _take_found(self, part: Part) -> None:
-        """What the last stage found at this part's last refresh."""
-        if part.ticket is not None:
-            found = self.stage.receive_found(part.ticket)
-            part.lane.rule.found([torch.tensor(value) for value in found])
-            part.ticket = None
 
     def _answer_block(self, asked: Asked, block: BlockCall, decision: Decision) -> Streams:
         if asked.part.lane is not None and not decision.compute:

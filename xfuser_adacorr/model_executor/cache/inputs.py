@@ -1,0 +1,55 @@
+"""What a denoiser was called with, and whether an earlier answer still fits."""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+class Inputs:
+    """What a denoiser was called with, as far as it tells whether an earlier answer fits."""
+
+    def __init__(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        self.layout = (spec, tuple(_layout(leaf) for leaf in leaves))
+        self._identities = [_identity(leaf) for leaf in leaves]
+        self._constant: list[bool] | None = None
+        """Of each leaf, whether it has been the same object so far; None after one call."""
+
+    def follows(self, before: "Inputs") -> bool:
+        """Whether all that stayed the same so far still does; learns from ``before``."""
+        if self.layout != before.layout:
+            return False
+        pairs = zip(before._identities, self._identities, strict=True)
+        same = [_same(a, b) for a, b in pairs]
+        if before._constant is None:
+            self._constant = same
+            return True
+        changed = any(was and not now for was, now in zip(before._constant, same, strict=True))
+        self._constant = same if changed else before._constant
+        return not changed
+
+
+def _layout(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device
+    return leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf)
+
+
+def _identity(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return weakref.ref(leaf)
+    return leaf if isinstance(leaf, (int, float)) else type(leaf)
+
+
+def _same(before: Any, now: Any) -> bool:
+    if isinstance(before, weakref.ref):
+        return isinstance(now, weakref.ref) and before() is not None and before() is now()
+    return before == now
+
+
+def requires_grad(output: Any) -> bool:
+    """Whether gradients are recorded for a tensor in ``output``."""
+    return any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(output))

@@ -100,7 +100,8 @@ def test_a_schedule_that_computes_every_step_is_bit_equal(case, plain):
     pipe = enabled(case, every=1)
     assert torch.equal(run(case, pipe), plain)
     summary = cache_summary(pipe)
-    assert summary.computed_steps == summary.num_steps == solver_steps(case)
+    assert summary.computed_steps == summary.num_steps
+    assert case.irregular or summary.num_steps == solver_steps(case)
 
 
 def test_denoisers_are_called_in_computed_steps_alone(case, noted, pipe):
@@ -108,15 +109,16 @@ def test_denoisers_are_called_in_computed_steps_alone(case, noted, pipe):
     with noted_timesteps(case, pipe) as computed:
         result = run(case, pipe)
     if case.irregular:
-        assert 0 < len(computed) < 0.7 * len(timesteps) and set(computed) <= set(timesteps)
+        assert 0 < len(computed) < len(timesteps) and set(computed) <= set(timesteps)
     else:
         assert computed == in_computed_steps(case, timesteps)
     assert result.isfinite().all() and not torch.equal(result, plain)
     summary = cache_summary(pipe)
-    assert summary.num_steps == solver_steps(case) == summary.computed_steps + summary.reused_steps
-    if case.irregular:  # other calls than before are a refresh
-        assert len(computed_steps(case)) <= summary.computed_steps < solver_steps(case)
+    assert summary.num_steps == summary.computed_steps + summary.reused_steps
+    if case.irregular:  # other calls than before are a refresh; the summary is of the last loop
+        assert 0 < summary.computed_steps < summary.num_steps
     else:
+        assert summary.num_steps == solver_steps(case)
         assert summary.computed_steps == len(computed_steps(case))
 
 

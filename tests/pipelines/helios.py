@@ -54,9 +54,10 @@ def chunks(larger: bool) -> dict[str, Any]:
 
 
 CASES = [
-    Case(name="helios", build=build, arguments=chunks, calls_a_step=None),
+    Case(name="helios", irregular=True, build=build, arguments=chunks, calls_a_step=None),
     Case(
         name="helios-pyramid",
+        irregular=True,
         build=partial(build, PyramidOfTwo, stages=2),
         arguments=chunks,
         calls_a_step=None,

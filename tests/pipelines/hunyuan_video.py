@@ -194,6 +194,7 @@ CASES = [
     image_case("hunyuan-video-i2v-replace", "token_replace"),
     Case(
         name="hunyuan-video-framepack",
+        irregular=True,
         build=partial(
             build,
             HunyuanVideoFramepackPipeline,

@@ -118,6 +118,7 @@ CASES = [
     ),
     Case(
         name="ltx-windows",
+        irregular=True,
         build=partial(
             build, LTXI2VLongMultiPromptPipeline, {"shift": 3.0}, t5_encoder, t5_tokenizer
         ),

@@ -63,6 +63,7 @@ CASES = [
     ),
     Case(
         name="sana-sprint",
+        irregular=True,
         build=partial(
             build,
             SanaSprintPipeline,

@@ -41,7 +41,13 @@ def with_clip(larger: bool) -> dict[str, Any]:
 
 CASES = [
     Case(name="chronoedit", build=build_chronoedit, arguments=wan.with_picture, calls_a_step=2),
-    Case(name="chronoedit-reasoning", build=build_chronoedit, arguments=reasoning, calls_a_step=2),
+    Case(
+        name="chronoedit-reasoning",
+        irregular=True,
+        build=build_chronoedit,
+        arguments=reasoning,
+        calls_a_step=2,
+    ),
     Case(
         name="lucy-edit",
         build=partial(wan.build, LucyEditPipeline, {"in_channels": 2 * wan.CHANNELS}),

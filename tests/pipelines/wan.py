@@ -119,6 +119,7 @@ def make(name: str, arguments=text, calls_a_step: int = 2, more=None, **options:
         arguments=arguments,
         calls_a_step=calls_a_step,
         denoisers=EXPERTS[: options.get("experts", 1)],
+        irregular="experts" in options,  # the second one's first call is always computed
         **(more or {}),
     )
 

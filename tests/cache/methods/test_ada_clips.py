@@ -215,6 +215,7 @@ def test_compiled_clip_blocks_give_the_published_signal(clip_model):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_signal_is_of_the_middle_temporal_block(clip_model, depth):
+    clip_model.spatial_blocks = clip_model.spatial_blocks[:depth]
     clip_model.temporal_blocks = clip_model.temporal_blocks[:depth]
     site = install_on_clips(clip_model, codebook=EVERY_STEP)
     # Open-Sora: block 13 of 28, counted from 0

@@ -128,7 +128,7 @@ GAMMA_HALF = Variant(name="Auto, gamma 0.5", config=_auto(adacorr_gamma=0.5))
 GAMMA_2 = Variant(name="Auto, gamma 2", config=_auto(adacorr_gamma=2.0))
 LAST = Variant(name="Auto, last call refreshed", config=PartsOfAuto(rule=AlwaysLast))
 ANY_GAP = Variant(name="Auto, gaps of any length", config=PartsOfAuto(rule=AnyGap))
-TARGET = Variant(name="Auto, compute target", config=_auto(), knob="target_compute")
+TARGET = Variant(name="Auto, compute target", config=_auto(use_plan=False), knob="target_compute")
 
 VARIANTS = (
     REUSE,

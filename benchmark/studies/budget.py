@@ -94,7 +94,12 @@ def run(settings: Settings, options: BudgetOptions, console: Console) -> None:
     """Make all pictures, then write ``results.json`` and ``report.md``."""
     steps, solver = settings.num_inference_steps[0], FAMILIES[settings.model_type].solvers[0]
     rows = [
-        cached_row("Auto", steps, CacheConfig.from_name("Auto", target_compute=budget), solver)
+        cached_row(
+            "Auto",
+            steps,
+            CacheConfig.from_name("Auto", target_compute=budget, use_plan=False),
+            solver,
+        )
         for budget in options.budgets
     ]
     with opened(settings, console, {"budgets": options.budgets}) as session:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from xfuser_adacorr.core.flops import count_flops
+from benchmark.run.flops import count_flops
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
 from xfuser_adacorr.model_executor.cache.signals import (
     l1_sums,

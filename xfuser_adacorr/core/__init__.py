@@ -1,1 +1,0 @@
-"""Pure tensor maths of caching and correction; knows no models, hooks or pipelines."""

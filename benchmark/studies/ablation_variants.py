@@ -56,6 +56,7 @@ def _plain(kind: type[Method], method: Method) -> dict[str, Any]:
 class PartsOfAuto(Auto):
     """Auto with some of its parts exchanged."""
 
+    use_plan: bool = False
     forecast: Callable[[Any], Any] = damped
     repairs: bool = True
     rule: type[ErrorRule] = ErrorRule
@@ -108,7 +109,7 @@ class Variant:
 
 _even = partial(CacheConfig.from_name, "Schedule", schedule=1)
 _corrected = partial(CacheConfig.from_name, "Schedule+AdaCorrection", schedule=1)
-_auto = partial(CacheConfig.from_name, "Auto")
+_auto = partial(CacheConfig.from_name, "Auto", use_plan=False)
 
 REUSE = Variant(name="even, reuse", config=_even(), knob="schedule")
 FORECAST = Variant(name="even, forecast", config=_even(stand_in="forecast"), knob="schedule")

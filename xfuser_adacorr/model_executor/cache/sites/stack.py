@@ -95,20 +95,6 @@ class Stack:
         return self.runner.result(index, active.answer(call, active.decision))
 
 
-def answer_with_values(
-    stack: Stack,
-    rule: StackRule,
-    model: Callable[[], Any],
-    decide_call: Callable[[BlockCall], Decision],
-) -> tuple[Any, float]:
-    """Run a model whose blocks are answered by the method's own values."""
-    return stack.run(
-        model,
-        decide_call,
-        lambda block, decision: stack.method.run_block(rule.state, block, decision),
-    )
-
-
 class StackSite:
     """Answers each denoiser call of a pipeline with the method's own values."""
 
@@ -146,7 +132,8 @@ class StackSite:
         rule = run.branches.get(key)
         if rule is None or run.layouts.get(key) != layout:
             if not run.branches:
-                stack.method.begin_run(next(iter(run.tracks.values())).places)
+                for each in self.stacks.values():
+                    each.method.begin_run(next(iter(run.tracks.values())).places)
             rule = run.branches[key] = StackRule(stack.method, branch_name(key, len(self.stacks)))
             run.layouts[key] = layout
         output, record = answer_call(
@@ -194,7 +181,11 @@ def answer_call(
         records.append(record)
         return decision
 
-    output, executed = answer_with_values(stack, rule, model, decide_call)
+    output, executed = stack.run(
+        model,
+        decide_call,
+        lambda block, decision: stack.method.run_block(rule.state, block, decision),
+    )
     (record,) = records
     record.compute_fraction = executed
     record.computed_calls = int(record.refreshed)

@@ -11,6 +11,8 @@ UNCACHED = "None"
 SCHEDULE = "Schedule"
 SCHEDULES = (SCHEDULE, SCHEDULE + CORRECTED)
 """Methods that are told the computed steps; a run does not take them unless they are named."""
+LEARNED, LEARNING = "Learned", "Auto, learn=1"
+"""Learned plans: made beforehand, and out of the first generation."""
 OURS = (*METHODS, *(name + CORRECTED for name in METHODS if name != "Auto"))
 METHOD_NAMES = (UNCACHED, *OURS)
 ACCEPTED_METHODS = (*METHOD_NAMES, *SCHEDULES, *PEERS)

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
-from benchmark.models.names import CORRECTED, SCHEDULE
+from benchmark.models.names import CORRECTED, LEARNED, LEARNING, SCHEDULE
 from benchmark.peers import is_peer
 from benchmark.report.markers import put_between
 from benchmark.report.plots import plt
@@ -16,12 +16,20 @@ from benchmark.report.tables import MISSING, Table, number
 from benchmark.run.store import whole_file
 from benchmark.score.bands import compute, seconds
 from benchmark.score.curves import FRACTIONS, interpolate, unbeaten
-from benchmark.studies.pareto_report import AUTO, by_method, seconds_at_speedups, timed
+from benchmark.studies.pareto_report import (
+    AUTO,
+    SPEEDUPS,
+    by_method,
+    seconds_at_speedups,
+    timed,
+)
 from xfuser_adacorr import METHODS
 
 FIGURE = "pareto.png"
 SEARCHED = SCHEDULE + CORRECTED
 KINDS: dict[str, Callable[[str], bool]] = {
+    "Learned": lambda name: name == LEARNED,
+    "Auto, learn=1": lambda name: name == LEARNING,
     "bases + AdaCorrection": lambda name: name.endswith(CORRECTED) and name != SEARCHED,
     "searched schedule + AdaCorrection": lambda name: name == SEARCHED,
     "searched schedule": lambda name: name.startswith(SCHEDULE) and name != SEARCHED,
@@ -74,35 +82,38 @@ def best(entries: Sequence[Document], kinds: Sequence[str]) -> Document | None:
 
 
 def summary_table(documents: Sequence[Document], quantity: str) -> Table:
-    """PSNR in dB at `FRACTIONS`, of Auto and of the best of each kind at each of them.
+    """PSNR in dB of Auto and of the best of each kind, a row for each run and of `FRACTIONS`.
 
     The last column is what Auto gains over the best of `WITHOUT_OURS`, in brackets where the band
     of the difference contains 0.
     """
     cells = []
     for document in documents:
-        lines = [
-            [e for e in document["at_fractions"] if e["quantity"] == quantity and e["at"] == at]
-            for at in FRACTIONS
-        ]
-        own = [next(e for e in line if e["cache_method"] == AUTO) for line in lines]
-        found = [[best(line, [kind]) for line in lines] for kind in KINDS]
-        gains = [_gain(best(line, WITHOUT_OURS)) for line in lines]
-        cells.append((named(document), _triple(own), *map(_triple, found), " / ".join(gains)))
+        for at in FRACTIONS:
+            line = [
+                e for e in document["at_fractions"] if e["quantity"] == quantity and e["at"] == at
+            ]
+            own = next(e for e in line if e["cache_method"] == AUTO)
+            found = [own, *(best(line, [kind]) for kind in KINDS)]
+            numbers = [number(entry and entry["value"], 1) for entry in found]
+            cells.append((named(document), f"{at}", *numbers, _gain(best(line, WITHOUT_OURS))))
     title = f"PSNR in dB to the {TITLES[quantity]}"
-    return Table(title, ("", AUTO, *KINDS, f"{AUTO} gains"), cells)
+    return Table(title, ("run", "compute", AUTO, *KINDS, f"{AUTO} gains"), cells)
 
 
 def median_table(documents: Sequence[Document]) -> Table:
-    """PSNR in dB of the median picture at `FRACTIONS`, of Auto and of the best of each kind.
+    """PSNR in dB of the median picture of Auto and of the best of each kind, rows as above.
 
     Every method but Auto with the best of its settings, by this very median.
     """
-    cells = [
-        (named(document), *_best_of_kinds(document["results"], FRACTIONS, median_psnr))
-        for document in documents
-    ]
-    return Table("PSNR in dB of the median picture to the uncached run", ("", AUTO, *KINDS), cells)
+    cells = []
+    for document in documents:
+        found = _best_of_kinds(document["results"], FRACTIONS, median_psnr)
+        cells += [
+            (named(document), f"{at}", *line) for at, line in zip(FRACTIONS, found, strict=True)
+        ]
+    heads = ("run", "compute", AUTO, *KINDS)
+    return Table("PSNR in dB of the median picture to the uncached run", heads, cells)
 
 
 def time_table(documents: Sequence[Document]) -> Table:
@@ -114,8 +125,11 @@ def time_table(documents: Sequence[Document]) -> Table:
         if timed(results):
             places = seconds_at_speedups(results)
             found = _best_of_kinds(results, places, mean_psnr, axis=seconds)
-            cells.append((named(document), *found))
-    return Table("PSNR in dB to the uncached run, at equal time", ("", AUTO, *KINDS), cells)
+            cells += [
+                (named(document), f"{x:g}x", *line) for x, line in zip(SPEEDUPS, found, strict=True)
+            ]
+    heads = ("run", "speed", AUTO, *KINDS)
+    return Table("PSNR in dB to the uncached run, at equal time", heads, cells)
 
 
 def _best_of_kinds(
@@ -123,48 +137,38 @@ def _best_of_kinds(
     places: Sequence[float],
     value: Callable[[Document], float],
     axis: Callable[[Document], float] = compute,
-) -> list[str]:
-    """The values at places on the axis: Auto's, and of each kind the highest at each of them."""
+) -> list[list[str]]:
+    """At each place on the axis: Auto's value, and of each kind the highest."""
     found = {}
     for name, rows in by_method(results).items():
         curve = points(rows, value, axis)
         curve = curve if name == AUTO else best_up_to(curve)
         found[name] = [interpolate(curve, place) for place in places]
-    cells = [_numbers(found[AUTO])]
-    for belongs in KINDS.values():
-        of_kind = [values for name, values in found.items() if belongs(name)]
-        at_each = ([values[i] for values in of_kind] for i in range(len(places)))
-        cells.append(_numbers([max(filter(None, values), default=None) for values in at_each]))
-    return cells
+    lines = []
+    for i in range(len(places)):
+        values = [found[AUTO][i]]
+        for belongs in KINDS.values():
+            of_kind = [each[i] for name, each in found.items() if belongs(name)]
+            values.append(max(filter(None, of_kind), default=None))
+        lines.append([number(x, 1) for x in values])
+    return lines
 
 
 def corrections_table(documents: Sequence[Document]) -> Table:
-    """PSNR in dB to the uncached run at `FRACTIONS`, of every base method without and with
-    AdaCorrection; a column a run."""
+    """PSNR in dB to the uncached run of every base method without and with AdaCorrection."""
     names = [name + suffix for name in METHODS if name != AUTO for suffix in ("", CORRECTED)]
     cells = []
-    for name in names:
-        values = [_values_of(document, name) for document in documents]
-        cells.append((name, *map(_numbers, values)))
-    heads = ("method", *map(named, documents))
+    for document in documents:
+        values = {
+            (entry["cache_method"], entry["at"]): entry["value"]
+            for entry in document["at_fractions"]
+            if entry["quantity"] == "psnr"
+        }
+        for at in FRACTIONS:
+            numbers = [number(values.get((name, at)), 1) for name in names]
+            cells.append((named(document), f"{at}", *numbers))
+    heads = ("run", "compute", *names)
     return Table("Base methods, and what AdaCorrection makes of them", heads, cells)
-
-
-def _values_of(document: Document, name: str) -> list[float | None]:
-    found = {
-        entry["at"]: entry["value"]
-        for entry in document["at_fractions"]
-        if entry["quantity"] == "psnr" and entry["cache_method"] == name
-    }
-    return [found.get(fraction) for fraction in FRACTIONS]
-
-
-def _triple(entries: Sequence[Document | None]) -> str:
-    return _numbers([entry and entry["value"] for entry in entries])
-
-
-def _numbers(values: Sequence[float | None]) -> str:
-    return " / ".join(number(value, 1) for value in values)
 
 
 def _gain(rival: Document | None) -> str:

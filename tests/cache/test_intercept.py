@@ -183,13 +183,13 @@ def test_contexts_of_threads_do_not_mix():
     def named():
         with model.cache_context("cond"):
             barrier.wait(30)
-            inside = tracker.context_name
+            inside = tracker._local.context
             barrier.wait(30)
-        return inside, tracker.context_name
+        return inside, tracker._local.context
 
     def unnamed():
         barrier.wait(30)
-        inside = tracker.context_name
+        inside = tracker._local.context
         barrier.wait(30)
         return inside
 

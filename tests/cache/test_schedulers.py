@@ -23,7 +23,7 @@ from diffusers.configuration_utils import FrozenDict
 
 from tests.samplers import FLOW, SCHEDULERS
 from xfuser_adacorr import enable_cache
-from xfuser_adacorr.model_executor.cache.adacorrection.velocity import as_output, as_velocity
+from xfuser_adacorr.model_executor.cache.forecasts import as_output, as_velocity
 from xfuser_adacorr.model_executor.cache.schedulers import (
     describe_sampler,
     log_snrs,

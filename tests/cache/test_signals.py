@@ -8,6 +8,9 @@ import torch
 from benchmark.run.flops import count_flops
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
 from xfuser_adacorr.model_executor.cache.signals import (
+    Read,
+    Signal,
+    drift_sums,
     l1_sums,
     l2_sums,
     latent_tokens,
@@ -81,15 +84,17 @@ def test_ratio_of_what_is_not_finite_is_infinite(sums):
     assert ratio(*sums) == root_ratio(*sums) == math.inf
 
 
-def test_reading_nothing_touches_no_device():
-    assert DecisionScope().read([]) == []
+def test_reading_nothing_touches_no_device(host_reads):
+    assert DecisionScope().read([]) == [] and DecisionScope().read([Signal()]) == [Read()]
+    assert host_reads == []
 
 
-def test_groups_are_read_at_once_and_by_their_names(host_reads):
-    x = [torch.tensor(float(i)) for i in range(4)]
-    groups = {"a": x[:1], "b": [], "c": x[1:]}
-    assert DecisionScope().read_groups(groups, ["c"]) == {"a": [0.0], "b": [], "c": [1.0, 2.0, 3.0]}
-    assert host_reads == ["tolist"]
+def test_the_drift_is_that_of_the_latents_as_tokens():
+    x, reference = torch.randn(2, 7, 3, 4), torch.randn(2, 12, 7)
+    tokens = latent_tokens(x)
+    drift = drift_sums(x, reference)
+    assert torch.equal(torch.stack(drift[:2]), torch.stack(l2_sums(tokens, reference)))
+    assert torch.equal(drift[2], token_std_sum(tokens))
 
 
 def test_flops_of_a_linear_layer_and_attention_are_counted():

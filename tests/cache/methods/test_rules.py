@@ -8,7 +8,7 @@ import torch
 from xfuser_adacorr import AdaCorrection, Auto, Fb, Literal, Tea
 from xfuser_adacorr.model_executor.cache.adacorrection.budget import Budgeted
 from xfuser_adacorr.model_executor.cache.adacorrection.rule import ErrorRule
-from xfuser_adacorr.model_executor.cache.engine import decide, read
+from xfuser_adacorr.model_executor.cache.engine import decide
 from xfuser_adacorr.model_executor.cache.methods.base import (
     Call,
     Decision,
@@ -191,7 +191,7 @@ def test_signals_are_read_at_once_in_their_groups(host_reads):
     a, b = (
         Signal([torch.tensor(x)], [torch.tensor(x + 1)], [torch.tensor(x + 2)]) for x in (1.0, 5.0)
     )
-    assert read([a, Signal(), b], DecisionScope()) == [
+    assert DecisionScope().read([a, Signal(), b]) == [
         Read([1.0], [2.0], [3.0]),
         Read(),
         Read([5.0], [6.0], [7.0]),

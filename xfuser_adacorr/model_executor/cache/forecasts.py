@@ -1,4 +1,7 @@
-"""Forecasts: what stands in for an output that is not computed."""
+"""Forecasts: what stands in for an output that is not computed.
+
+They continue flow matching's velocity, noise - picture, whatever a model predicts (`as_velocity`).
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -6,13 +9,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .step import Step
+from .step import RAW_OUTPUT, Step
 
 DAMPING_MEMORY = 0.5
 """What earlier refreshes count at each further one, in the damping of the line."""
 
 LineWeights = tuple[Tensor | float, Tensor | float]
 """``(a0, a1)`` of ``a0 * V0 + a1 * V1``."""
+
+
+def as_velocity(output: Tensor, latents: Tensor, step: Step) -> Tensor:
+    """``p * output + q * scale * latents`` as float32, a tensor of its own (`Step.velocity`)."""
+    velocity = output.detach().to(torch.float32, copy=True)
+    p, q = step.velocity
+    if step.velocity != RAW_OUTPUT and output.shape == latents.shape:
+        velocity.mul_(p).add_(latents.detach().float(), alpha=q * step.scale)
+    return velocity
+
+
+def as_output(velocity: Tensor, latents: Tensor, step: Step) -> Tensor:
+    """The output that is this velocity at these latents: the inverse, float32."""
+    p, q = step.velocity
+    if step.velocity == RAW_OUTPUT or velocity.shape != latents.shape:
+        return velocity
+    return (velocity - (q * step.scale) * latents.float()) / p
 
 
 class Forecast(Protocol):

@@ -13,8 +13,9 @@ class Inputs:
 
     def __init__(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        self.layout = (spec, tuple(_layout(leaf) for leaf in leaves))
-        self._identities = [_identity(leaf) for leaf in leaves]
+        described = [_described(leaf) for leaf in leaves]
+        self.layout = (spec, tuple(layout for layout, _ in described))
+        self._identities = [identity for _, identity in described]
         self._constant: list[bool] | None = None
         """Of each leaf, whether it has been the same object so far; None after one call."""
 
@@ -23,7 +24,8 @@ class Inputs:
         if self.layout != before.layout:
             return False
         pairs = zip(before._identities, self._identities, strict=True)
-        same = [_same(a, b) for a, b in pairs]
+        # A tensor has one weak reference while that lives, and comparing two compares values.
+        same = [a is b if isinstance(a, weakref.ref) else a == b for a, b in pairs]
         if before._constant is None:
             self._constant = same
             return True
@@ -32,22 +34,12 @@ class Inputs:
         return not changed
 
 
-def _layout(leaf: Any) -> Any:
+def _described(leaf: Any) -> tuple[Any, Any]:
+    """What has to stay for an earlier answer to fit, and what tells whether it is the same."""
     if isinstance(leaf, Tensor):
-        return tuple(leaf.shape), leaf.dtype, leaf.device
-    return leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf)
-
-
-def _identity(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return weakref.ref(leaf)
-    return leaf if isinstance(leaf, (int, float)) else type(leaf)
-
-
-def _same(before: Any, now: Any) -> bool:
-    if isinstance(before, weakref.ref):
-        return isinstance(now, weakref.ref) and before() is not None and before() is now()
-    return before == now
+        return (tuple(leaf.shape), leaf.dtype, leaf.device), weakref.ref(leaf)
+    value = leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf)
+    return value, leaf if isinstance(leaf, (int, float)) else type(leaf)
 
 
 def requires_grad(output: Any) -> bool:

@@ -2,13 +2,15 @@
 
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_gather, all_reduce, get_world_size
+
+from .signals import Read, Signal
 
 MAX_REDUCED_SUMS = 16
 """Float32 sums that one decision may add up over ranks: a message of 64 bytes."""
@@ -48,32 +50,32 @@ class DecisionScope:
     def is_parallel(self) -> bool:
         return self.group is not None
 
-    def read(self, sums: Sequence[Tensor], replicated: Sequence[Tensor] = ()) -> list[float]:
-        """Return all scalars as floats: one reduction (of ``sums``) and one host synchronisation.
+    def read(self, signals: Sequence[Signal]) -> list[Read]:
+        """The values of the signals: one reduction over ranks, one transfer to the host.
 
-        ``replicated`` scalars (a timestep) are equal on every rank and not reduced.
+        ``inside`` sums are added up over ranks, ``outside`` ones where the latents are split; what
+        is ``local``, or equal on every rank, is not. Raises `ValueError` for too many sums.
         """
-        if not sums and not replicated:
-            return []
-        if self.group is not None and len(sums) > MAX_REDUCED_SUMS:
-            raise ValueError(
-                f"a decision may reduce at most {MAX_REDUCED_SUMS} sums over ranks, got {len(sums)}"
-            )
-        device = (sums[0] if sums else replicated[0]).device
-        vector = torch.stack([s.detach().to(device, torch.float32) for s in (*sums, *replicated)])
-        if self.group is not None and sums:
-            all_reduce(vector[: len(sums)], group=self.group)
-        return vector.tolist()
-
-    def read_groups(
-        self, groups: Mapping[str, Sequence[Tensor]], reduced: Collection[str]
-    ) -> dict[str, list[float]]:
-        """`read` of named groups of scalars; those named in ``reduced`` are summed over ranks."""
-        order = sorted(groups, key=lambda name: name not in reduced)
-        sums = [x for name in order if name in reduced for x in groups[name]]
-        replicated = [x for name in order if name not in reduced for x in groups[name]]
-        values = iter(self.read(sums, replicated))
-        return {name: [next(values) for _ in groups[name]] for name in order}
+        kinds = ("inside", "outside", "local")
+        summed = 2 if self.latents_are_split else 1
+        parts = [(kind, i) for kind in kinds for i in range(len(signals))]
+        scalars = [x for kind, i in parts for x in getattr(signals[i], kind)]
+        if not scalars:
+            return [Read() for _ in signals]
+        vector = torch.stack([x.detach().to(scalars[0].device, torch.float32) for x in scalars])
+        if self.group is not None:
+            count = sum(len(getattr(one, kind)) for kind in kinds[:summed] for one in signals)
+            if count > MAX_REDUCED_SUMS:
+                raise ValueError(
+                    f"a decision may reduce at most {MAX_REDUCED_SUMS} sums over ranks, got {count}"
+                )
+            if count:
+                all_reduce(vector[:count], group=self.group)
+        values = iter(vector.tolist())
+        reads = [Read() for _ in signals]
+        for kind, i in parts:
+            getattr(reads[i], kind).extend(next(values) for _ in getattr(signals[i], kind))
+        return reads
 
     def summed(self, sums: Tensor) -> Tensor:
         """Add up, over the ranks that hold parts of the output, a vector that stays on the device.

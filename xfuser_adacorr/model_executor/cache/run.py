@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,11 +42,6 @@ def say_if_idle(trace: Trace) -> None:
         warn_once(message)
 
 
-@cache
-def _step_signature(cls: type) -> inspect.Signature:
-    return inspect.signature(cls.step)
-
-
 @dataclass(slots=True)
 class Slot:
     """A denoiser call of a step, as last made and as last computed."""
@@ -64,20 +59,29 @@ class Track:
     timesteps: Tensor
     """The run's: another object is another run."""
     places: Places
+    signature: inspect.Signature
+    """Of the sampler's ``step``, with ``self``."""
+    output: str = "model_output"
+    """The argument of ``step`` that the sampler follows: the picture, where it is given (EDM)."""
     lane: Lane | None = None
     last: int | None = None
     """Which of ``places.steps`` was taken last."""
     returned: Tensor | None = None
     """Latents that the last step returned."""
 
+    def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``step`` is called with, by name."""
+        arguments = dict(self.signature.bind(self.stepper, *args, **kwargs).arguments)
+        del arguments["self"]
+        return arguments | arguments.pop("kwargs", {})
+
     def place(self, timestep: Any) -> int | None:
         """Which of the run's steps the sampler takes now; None beyond them."""
-        scheduler = unwrapped(self.stepper)
-        place = getattr(scheduler, "step_index", None)
+        place = getattr(self.stepper, "step_index", None)
         if place is None and self.last is not None:
             place = self.last + 1
         if place is None:
-            place = getattr(scheduler, "begin_index", None)
+            place = getattr(self.stepper, "begin_index", None)
         if place is None:  # read once a run
             place = self.places.nearest(float(torch.as_tensor(timestep).flatten()[0]))
         return place if 0 <= place < len(self.places.steps) else None
@@ -85,17 +89,7 @@ class Track:
     @property
     def begin(self) -> int:
         """The step that a run begins with, as far as the scheduler knows it."""
-        return getattr(unwrapped(self.stepper), "begin_index", None) or 0
-
-    @property
-    def next_step(self) -> Step | None:
-        """The step to come."""
-        place = self.begin if self.last is None else self.last + 1
-        return self.places.steps[place] if place < len(self.places.steps) else None
-
-    @property
-    def is_over(self) -> bool:
-        return self.last == len(self.places.steps) - 1
+        return getattr(self.stepper, "begin_index", None) or 0
 
 
 @dataclass(slots=True)
@@ -141,16 +135,14 @@ class Run:
         self.made[key] = False
         return key
 
-    def tracks_ahead(self) -> list[Track]:
-        """The samplers that step next, with a step to come; some may never be stepped."""
-        tracks = list(self.tracks.values())
-        stepped = [track for track in tracks if track.last is not None]
-        return [track for track in stepped or tracks if track.next_step is not None]
-
-    def current_step(self) -> Step | None:
-        """Where the samplers that are stepped stand; None beyond their steps."""
-        tracks = self.tracks_ahead()
-        return tracks[0].next_step if tracks else None
+    def ahead(self) -> list[tuple[Track, Step]]:
+        """The samplers that step next, with their step to come; some may never be stepped."""
+        tracks, ahead = self.tracks.values(), []
+        for track in [each for each in tracks if each.last is not None] or tracks:
+            place = track.begin if track.last is None else track.last + 1
+            if place < len(track.places.steps):
+                ahead.append((track, track.places.steps[place]))
+        return ahead
 
     def note(self, step: Step, computed: bool) -> None:
         """Account for the calls of the step that ends."""
@@ -178,6 +170,18 @@ class Run:
         self.decided, self.decision, self.finished = {}, None, True
 
 
+class _OfThread(threading.local):
+    """What each thread has of its own."""
+
+    run: Run | None = None
+    context: str = "default"
+    """The name that `RunTracker.context` gives to calls."""
+
+    def __init__(self) -> None:
+        self.seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        """The timesteps that runs were begun with, by scheduler."""
+
+
 class RunTracker:
     """Takes over the calls of denoisers and the steps of schedulers, and knows which run they are.
 
@@ -199,7 +203,7 @@ class RunTracker:
     ) -> None:
         self._site, self._stacks = site, stacks
         self.denoisers, self.find_schedulers = dict(denoisers), find_schedulers
-        self._local = threading.local()
+        self._local = _OfThread()
         self._schedulers: list[Any] = []
         self._copies: weakref.WeakSet = weakref.WeakSet()
         """Of the schedulers, which some pipelines step too, or alone."""
@@ -246,12 +250,12 @@ class RunTracker:
     @property
     def run(self) -> Run | None:
         """This thread's run."""
-        return getattr(self._local, "run", None)
+        return self._local.run
 
     def reset(self) -> None:
         """End this thread's run; its trace stays for `summary`."""
-        if self.run is not None:
-            self.run.forget()
+        if self._local.run is not None:
+            self._local.run.forget()
             self._local.run = None
 
     def summary(self) -> CacheSummary:
@@ -262,66 +266,60 @@ class RunTracker:
             else summary_of(new_trace(self._site.method))
         )
 
-    @property
-    def context_name(self) -> str:
-        return getattr(self._local, "context", "default")
-
     @contextmanager
     def context(self, name: str):
         """Names the calls made inside, as ``CacheMixin.cache_context`` does."""
-        outer = self.context_name
-        self._local.context = name
+        outer, self._local.context = self._local.context, name
         try:
             yield
         finally:
             self._local.context = outer
 
-    def _begin_after_set_timesteps(self) -> None:
-        """Begin a run, once for every ``set_timesteps``: it makes new tensors for each."""
-        seen = self._local.__dict__.setdefault("seen", weakref.WeakKeyDictionary())
-        fresh = []
-        for scheduler in (*self._schedulers, *self._copies):
-            timesteps = unwrapped(scheduler).timesteps
-            if timesteps is not None and seen.get(scheduler) is not timesteps:
-                seen[scheduler] = timesteps
-                fresh.append(scheduler)
-        if not fresh:
-            return
+    def _begin(self, schedulers: Iterable[Any]) -> None:
+        """Begin a run of the schedulers, which were set to new timesteps."""
         self.reset()
-        self.latest = self._local.run = Run(new_trace(self._site.method))
-        for scheduler in fresh:
-            self._track(self.run, scheduler)
+        self.latest = self._local.run = run = Run(new_trace(self._site.method))
+        for scheduler in schedulers:
+            self._local.seen[scheduler] = scheduler.timesteps
+            run.tracks[id(scheduler)] = _new_track(scheduler)
 
     # -- calls and steps -------------------------------------------------------------------------
 
     def call(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer a call of a denoiser."""
-        self._take_schedulers()
-        self._begin_after_set_timesteps()
-        run = self.run
+        local, now = self._local, list(self.find_schedulers())
+        if now != self._schedulers or any(handler_of(each) != self.step for each in now):
+            self._take_schedulers()
+        # set_timesteps makes new tensors for every run
+        fresh = [
+            each
+            for each in (*self._schedulers, *self._copies)
+            if each.timesteps is not None and local.seen.get(each) is not each.timesteps
+        ]
+        if fresh:
+            self._begin(fresh)
+        run = local.run
         if run is None or run.finished:
             return original(*args, **kwargs)
         try:
-            return self._site.answer_call(
-                run, run.enter(name, self.context_name), original, args, kwargs
-            )
+            key = run.enter(name, local.context)
+            return self._site.answer_call(run, key, original, args, kwargs)
         except BaseException:
             self.reset()
             raise
 
     def step(self, stepper: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer ``stepper.step(...)``."""
-        run = self.run
+        run = self._local.run
         if run is None or run.finished or not run.made:
             return original(*args, **kwargs)
-        known = run.tracks.get(id(stepper))
-        if known is not None and known.timesteps is not unwrapped(stepper).timesteps:
+        track = run.tracks.get(id(stepper))
+        if track is not None and track.timesteps is not stepper.timesteps:
             return original(*args, **kwargs)  # set_timesteps, and no denoiser call since
-        arguments = dict(_step_signature(type(stepper)).bind(stepper, *args, **kwargs).arguments)
-        del arguments["self"]
-        arguments |= arguments.pop("kwargs", {})
         try:
-            track = self._track(run, stepper)
+            if track is None:
+                track = run.tracks[id(stepper)] = _new_track(stepper)
+            arguments = track.arguments(args, kwargs)
             place = track.place(arguments["timestep"])
             if place is None:
                 return original(**arguments)
@@ -333,18 +331,21 @@ class RunTracker:
         run.stepped = True
         track.last = place
         track.returned = result if isinstance(result, Tensor) else result[0]
-        if all(each.is_over for each in run.tracks.values() if each.last is not None):
+        if not run.ahead():
             run.account_memory()
             run.forget()
             say_if_idle(run.trace)
         return result
 
-    def _track(self, run: Run, stepper: Any) -> Track:
-        track, scheduler = run.tracks.get(id(stepper)), unwrapped(stepper)
-        if track is None:
-            track = Track(stepper, scheduler.timesteps, read_places(scheduler))
-            run.tracks[id(stepper)] = track
-        return track
+
+def _new_track(stepper: Any) -> Track:
+    scheduler = unwrapped(stepper)
+    return Track(
+        stepper,
+        scheduler.timesteps,
+        read_places(scheduler),
+        inspect.signature(type(stepper).step),
+    )
 
 
 def _release(schedulers: Iterable[Any], handler: Callable[..., Any]) -> None:

@@ -1,12 +1,42 @@
 """Cheap signals that decisions are made from, as fp32 sums.
 
-Every signal is returned as a numerator and a denominator *sum* over the local tokens. Sums, unlike
+Every change is returned as a numerator and a denominator *sum* over the local tokens. Sums, unlike
 ratios, can be added up over ranks that hold different tokens, and they are divided on the host.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Scalars to be read on the host before the decision, in one packed vector."""
+
+    inside: Sequence[Tensor] = ()
+    """Sums over this rank's own tokens, added up over the ranks that share the sample."""
+    outside: Sequence[Tensor] = ()
+    """Sums over the latents, added up only where ranks hold parts of them."""
+    local: Sequence[Tensor] = ()
+    """This rank's own."""
+
+    def __add__(self, other: "Signal") -> "Signal":
+        return Signal(
+            [*self.inside, *other.inside],
+            [*self.outside, *other.outside],
+            [*self.local, *other.local],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The values of a `Signal`."""
+
+    inside: list[float] = field(default_factory=list)
+    outside: list[float] = field(default_factory=list)
+    local: list[float] = field(default_factory=list)
 
 
 def l1_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
@@ -22,6 +52,19 @@ def l2_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
     """Return ``[||x - reference||^2, ||reference||^2]`` (scalars, float32)."""
     x, reference = x.float(), reference.float()
     return [(x - reference).square().sum(), reference.square().sum()]
+
+
+def drift_sums(latents: Tensor, reference: Tensor) -> list[Tensor]:
+    """Return ``[||x - x0||^2, ||x0||^2, s]``, s the `token_std_sum` of x (scalars, float32).
+
+    x are the ``latents`` as tokens (`latent_tokens`), x0 the ``reference``, tokens already.
+    """
+    x = latent_tokens(latents).float()
+    return [
+        (x - reference).square().sum(),
+        reference.square().sum(),
+        x.std(dim=-1, unbiased=False).sum(),
+    ]
 
 
 def motion_sums(x: Tensor, num_frames: int) -> list[Tensor]:

@@ -65,8 +65,8 @@ class EulerRepair:
     # -- at the sampler step ---------------------------------------------------------------------
 
     def skip(self, original, arguments, step: Step, weights: LineWeights):
-        """Step the sampler with the forecast that ``arguments`` hold."""
-        self.owe(step, weights)
+        """Step the sampler with the forecast that ``arguments`` hold; the next refresh pays."""
+        self._skipped.append((step.sigma, weights))
         return original(**arguments)
 
     def refresh(self, original, arguments, step: Step, fresh: Tensor, forecast: Forecast):

@@ -12,11 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from xfuser_adacorr.model_executor.cache.forecasts import Forecast, LineWeights
+from xfuser_adacorr.model_executor.cache.forecasts import Forecast, LineWeights, as_output
 from xfuser_adacorr.model_executor.cache.schedulers import unwrapped
 from xfuser_adacorr.model_executor.cache.step import Step
-
-from .velocity import as_output
 
 STOCHASTIC_ARGUMENTS = ("eta", "s_churn")
 """Arguments of ``step`` that make it draw noise if they are above 0."""

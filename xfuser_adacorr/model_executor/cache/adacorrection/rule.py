@@ -10,12 +10,13 @@ import math
 import torch
 from torch import Tensor
 
-from xfuser_adacorr.model_executor.cache.methods.base import Call, Decision, Read, Rule, Signal
+from xfuser_adacorr.model_executor.cache.methods.base import Call, Decision, Rule
 from xfuser_adacorr.model_executor.cache.signals import (
-    l2_sums,
+    Read,
+    Signal,
+    drift_sums,
     latent_tokens,
     ratio,
-    root_ratio,
     token_std_sum,
 )
 from xfuser_adacorr.model_executor.cache.step import Step
@@ -71,9 +72,8 @@ class ErrorRule(Rule):
     def measure(self, call: Call) -> Signal:
         if self.reference is None:
             return Signal()
-        latents = latent_tokens(call.latents)
-        drift = [*l2_sums(latents, self.reference), token_std_sum(latents), self.spatial]
-        return Signal(outside=[*drift, *self._found])
+        drift = drift_sums(call.latents, self.reference)
+        return Signal(outside=[*drift, self.spatial, *self._found])
 
     def decide(self, call: Call, read: Read) -> Decision:
         step = call.step
@@ -82,7 +82,7 @@ class ErrorRule(Rule):
         difference, reference, std, std0, *found = read.outside
         if found:
             self._learn(found)
-        drift, spatial = root_ratio(difference, reference), ratio(abs(std - std0), std0)
+        drift, spatial = math.sqrt(ratio(difference, reference)), ratio(abs(std - std0), std0)
         kappa, tolerance = self.kappa, self.tolerance
         if kappa is None and self.budget is not None:
             kappa = self.budget.prior_kappa(step, self.speed)
@@ -150,9 +150,9 @@ class ErrorRule(Rule):
         """Take in what the last refresh found."""
         error, velocity, latents = found
         record, drift, since = self._found_at
-        self.speed = root_ratio(velocity, latents)
+        self.speed = math.sqrt(ratio(velocity, latents))
         if not math.isnan(error):
-            offset = root_ratio(error, velocity)
+            offset = math.sqrt(ratio(error, velocity))
             record.found_offset = offset
             if drift:
                 self.kappa = offset / drift

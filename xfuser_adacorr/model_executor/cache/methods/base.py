@@ -1,11 +1,12 @@
 """What a rule is: it measures, decides, and learns from what was computed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from xfuser_adacorr.model_executor.cache.signals import Read, Signal
 from xfuser_adacorr.model_executor.cache.step import Step
 
 if TYPE_CHECKING:
@@ -51,34 +52,6 @@ class Call:
     """The first block's turn, where the rule measures inside the model."""
     model: str = ""
     """Name of that model among the pipeline's components."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """Scalars to be read on the host before the decision, in one packed vector."""
-
-    inside: Sequence[Tensor] = ()
-    """Sums over this rank's own tokens, added up over the ranks that share the sample."""
-    outside: Sequence[Tensor] = ()
-    """Sums over the latents, added up only where ranks hold parts of them."""
-    local: Sequence[Tensor] = ()
-    """This rank's own."""
-
-    def __add__(self, other: "Signal") -> "Signal":
-        return Signal(
-            [*self.inside, *other.inside],
-            [*self.outside, *other.outside],
-            [*self.local, *other.local],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """The values of a `Signal`."""
-
-    inside: list[float] = field(default_factory=list)
-    outside: list[float] = field(default_factory=list)
-    local: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,11 +99,11 @@ class LearningSite(SamplerSite):
         first, shape = self._learned[0].trajectory, generation.trajectory.shape(0)
         return shape[2] == first.shape(0)[2]
 
-    def _lane_of(self, run, track) -> Lane:
+    def _new_lane(self, run, track) -> Lane:
         learns = self._now is not None and self._now.places is None and len(run.tracks) == 1
-        if track.lane is None and learns:
+        if learns:
             track.lane = self._recording_lane(track.places, track.begin, track.stepper)
-        return super()._lane_of(run, track)
+        return track.lane or super()._new_lane(run, track)
 
     def _recording_lane(self, places: Places, begin: int, stepper: Any) -> Lane | None:
         """A lane that computes and notes everything; None for a run that is not learned from."""

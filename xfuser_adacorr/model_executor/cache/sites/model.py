@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
-from xfuser_adacorr.model_executor.cache.adacorrection.velocity import as_velocity
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
-from xfuser_adacorr.model_executor.cache.engine import Lane, read
+from xfuser_adacorr.model_executor.cache.engine import Lane
+from xfuser_adacorr.model_executor.cache.forecasts import as_velocity
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -228,7 +228,7 @@ class ModelSite:
         call.block = block
         rule = branch.lane.rule if branch.lane is not None else branch.inside
         signal = rule.measure(call) + Signal(local=[asked.timestep])
-        (values,) = read([signal], self.scope)
+        (values,) = self.scope.read([signal])
         call.step = step_from_timestep(
             branch.calls, values.local.pop(), branch.last, self.method.num_steps
         )
@@ -237,7 +237,7 @@ class ModelSite:
         ):
             branch = asked.branch = self._restarted(branch, call.step)
             rule = branch.lane.rule if branch.lane is not None else branch.inside
-            (values,) = read([rule.measure(call)], self.scope)
+            (values,) = self.scope.read([rule.measure(call)])
             call.step = step_from_timestep(0, call.step.sigma, None, self.method.num_steps)
         decision = rule.decide(call, values)
         rule.after_call(call, decision)

@@ -111,32 +111,32 @@ class SamplerSite:
 
     def _decide(self, run: Run, at: Call | None) -> Decision:
         """Take the decision for all calls of this step; ``at``: where in which model."""
-        tracks, calls = run.tracks_ahead(), []
-        if not tracks:  # all known samplers have taken their last step
+        ahead, rules, calls = run.ahead(), [], []
+        if not ahead:  # all known samplers have taken their last step
             run.decision = Decision(True, "first")
             return run.decision
-        for track in tracks:
-            call = replace(at) if at is not None else Call()
-            call.step = track.next_step
+        for track, step in ahead:
+            call = Call(step=step) if at is None else replace(at, step=step)
             if track.returned is not None:
-                call.latents = scaled(track.returned, call.step.scale)
+                call.latents = scaled(track.returned, step.scale)
             calls.append(call)
-        lanes = [self._lane_of(run, track) for track in tracks]
-        decisions = decide([lane.rule for lane in lanes], calls, self.scope)
+            rules.append((track.lane or self._new_lane(run, track)).rule)
+        decisions = decide(rules, calls, self.scope)
         decision = next((each for each in decisions if each.compute), decisions[0])
-        decision = self._overruled(run, tracks[0], decision)
-        for track, call, own in zip(tracks, calls, decisions, strict=True):
+        run.decision = decision = self._overruled(run, calls[0].step, decision)
+        for (track, _), call, own in zip(ahead, calls, decisions, strict=True):
             call.block = None
-            run.decided[id(track.stepper)] = call, own.turned(decision.compute, decision.why)
-        run.decision = decision
-        run.record = record_of(STEP_CONTEXT, tracks[0].next_step, decision)
-        if calls[0].latents is not None:
+            same = own.compute == decision.compute
+            shared = own if same else own.turned(decision.compute, decision.why)
+            run.decided[id(track.stepper)] = call, shared
+        run.record = record_of(STEP_CONTEXT, calls[0].step, decision)
+        if self.scope.check_ranks and calls[0].latents is not None:
             check_decision(self.scope, run.record, calls[0].latents.device)
         return decision
 
-    def _overruled(self, run: Run, track: Track, decision: Decision) -> Decision:
+    def _overruled(self, run: Run, step: Step, decision: Decision) -> Decision:
         """The decision, but for what no rule can know."""
-        if track.next_step.follows:
+        if step.follows:
             return decision.turned(run.trace.calls[-1].refreshed, "stage")
         if run.gradients:
             warn_once(
@@ -159,10 +159,12 @@ class SamplerSite:
         arguments: dict[str, Any],
     ) -> Any:
         """Step with the computed output, which teaches, or with the forecast."""
-        lane = self._lane_of(run, track)
+        lane = track.lane or self._new_lane(run, track)
         if track.last is None:
             lane = track.lane = lane.checked(lane, step, arguments)
             run.trace.plan = lane.rule.plan
+            if isinstance(arguments.get("pred_original_sample"), torch.Tensor):
+                track.output = "pred_original_sample"
         call, decision = run.decided.pop(id(track.stepper), (None, None))
         if call is None or call.step is not step:  # first of a copy, or out of turn
             call, decision = Call(step=step), Decision(True, "first")
@@ -171,27 +173,28 @@ class SamplerSite:
             run.note(step, computed)
         if not computed and lane.forecast.v0 is None:  # its denoisers' last outputs stand in
             return original(**arguments)
-        lane.rule.after_call(call, decision.turned(computed, decision.why))
+        if decision.compute != computed:
+            decision = decision.turned(computed, decision.why)
+        lane.rule.after_call(call, decision)
         lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:
-            return reuse(lane, call, original, arguments)
+            return reuse(lane, call, original, arguments, track.output)
         run.account_memory()  # with what the skipped steps left
         if run.lines_broken and lane.forecast.v0 is not None:  # nothing from before holds, or fits
             lane.forecast = self.method.make_forecast(self.scope)
             lane.repair = self.method.make_repair(track.stepper)
         call.latents = scaled(arguments["sample"], step.scale)
-        result = refresh(lane, call, decision, run.record, original, arguments)
+        result = refresh(lane, call, decision, run.record, original, arguments, track.output)
         run.account_memory()
         return result
 
-    def _lane_of(self, run: Run, track: Track) -> Lane:
-        if track.lane is None:
-            base = {}
-            if self.stacks and not run.branches:  # one sampler's rule asks the models
-                base = {name: StackRule(stack.method) for name, stack in self.stacks.items()}
-                run.branches = {(name, "", 0): rule for name, rule in base.items()}
-            track.lane = self.method.make_lane(
-                track.places, track.begin, base, track.stepper, self.scope
-            )
-            run.trace.plan = track.lane.rule.plan
+    def _new_lane(self, run: Run, track: Track) -> Lane:
+        base = {}
+        if self.stacks and not run.branches:  # one sampler's rule asks the models
+            base = {name: StackRule(stack.method) for name, stack in self.stacks.items()}
+            run.branches = {(name, "", 0): rule for name, rule in base.items()}
+        track.lane = self.method.make_lane(
+            track.places, track.begin, base, track.stepper, self.scope
+        )
+        run.trace.plan = track.lane.rule.plan
         return track.lane

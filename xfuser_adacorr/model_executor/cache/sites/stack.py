@@ -125,9 +125,10 @@ class StackSite:
     def answer_call(
         self, run: Run, key: Key, original: Callable[..., Any], args: tuple, kwargs: dict
     ) -> Any:
-        stack, step = self.stacks.get(key[0]), run.current_step()
-        if stack is None or step is None:
+        stack, ahead = self.stacks.get(key[0]), run.ahead()
+        if stack is None or not ahead:
             return original(*args, **kwargs)
+        _, step = ahead[0]
         layout = tuple(x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
         rule = run.branches.get(key)
         if rule is None or run.layouts.get(key) != layout:

@@ -18,13 +18,13 @@ from xfuser_adacorr.model_executor.cache.adacorrection import (
     Repair,
     warn_once,
 )
-from xfuser_adacorr.model_executor.cache.adacorrection.velocity import as_velocity
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
     ModelFamily,
     bind_arguments,
     config_of,
 )
 from xfuser_adacorr.model_executor.cache.engine import Lane, decide
+from xfuser_adacorr.model_executor.cache.forecasts import as_velocity
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,

@@ -27,6 +27,7 @@ from xfuser_adacorr import (
 )
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
 from xfuser_adacorr.model_executor.cache.flow_coordinates import flow_points
+from xfuser_adacorr.model_executor.cache.methods.auto import LEARNED_COMPUTE
 from xfuser_adacorr.model_executor.cache.schedulers import read_places
 
 STEPS = 12
@@ -497,9 +498,13 @@ def test_learning_sets_random_numbers_back():
     assert cache_summary(pipe).plan is not None and plain.isfinite().all()
 
 
-def test_learning_needs_a_target_and_a_pipeline(pipe):
-    with pytest.raises(ValueError, match="learn acts with a target"):
-        Auto(learn=2)
+def test_learning_has_a_target_and_needs_a_pipeline(pipe):
+    assert Auto(learn=2).target_compute == LEARNED_COMPUTE
+    for option in ({"tolerance": 0.01}, {"target_psnr": 40.0}):
+        with pytest.raises(ValueError, match="learn acts with target_compute"):
+            Auto(learn=2, **option)
+    with pytest.raises(ValueError, match="learn acts with a target and use_plan"):
+        Auto(learn=2, use_plan=False)
     pipe.scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="learn needs a pipeline"):
         enable_cache(pipe.transformer, Auto(target_compute=0.5, learn=2), scheduler=pipe.scheduler)

@@ -20,6 +20,9 @@ from .options import (
 
 logger = logging.getLogger(__name__)
 
+LEARNED_COMPUTE = 0.4
+"""Share of the steps computed by a plan that is learned without a target."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Auto(Method):
@@ -54,8 +57,8 @@ class Auto(Method):
     plan: str | None = None
     """File of learned plans, in place of the one beside the model."""
     learn: int | None = None
-    """With ``target_compute`` or ``target_speedup``, where no plan is found: compute so many
-    generations in full, fit a plan to them, and follow it from then on."""
+    """Where no plan is found: compute so many generations in full, fit a plan to them, and follow
+    it from then on, at the target's compute; without a target at 0.4."""
     bound: Any = field(default=None, repr=False, compare=False)
     """The `BoundPlans` of the pipeline."""
 
@@ -70,14 +73,16 @@ class Auto(Method):
         if self.target_psnr is not None and self.tolerance is not None:
             raise ValueError("tolerance and target_psnr: give one of them")
         check_count("learn", self.learn, least=1, optional=True)
+        if self.learn is not None and not self.needs_steps:
+            if self.tolerance is not None or self.target_psnr is not None:
+                raise ValueError("learn acts with target_compute or target_speedup")
+            object.__setattr__(self, "target_compute", LEARNED_COMPUTE)
         for name in ("plan", "learn", "target_psnr"):
             if getattr(self, name) is not None and not self.may_follow_a_plan:
                 raise ValueError(
                     f"{name} acts with a target and use_plan=True, and with gamma, lambda_ and "
                     "warmup at their defaults, which a learned plan does not have"
                 )
-        if self.learn is not None and not self.needs_steps:
-            raise ValueError("learn acts with target_compute or target_speedup")
         check_count("warmup", self.warmup, least=0)
         check_count("num_steps", self.num_steps, least=1, optional=True)
 

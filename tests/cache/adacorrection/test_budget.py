@@ -108,6 +108,7 @@ def drive(fraction, error_per_drift, steps=50, shift=1.0):
             read = Read(outside=[drift**2, 1.0, 1.0, 1.0, *found])
         decision = budgeted.decide(call, read)
         assert decision.tolerance is None or decision.tolerance >= 0.0
+        call.cost = float(decision.compute)
         budgeted.after_call(call, decision)
         if decision.compute:
             miss = math.nan if drift is None else (error_per_drift(step.sigma) * drift) ** 2
@@ -115,7 +116,6 @@ def drive(fraction, error_per_drift, steps=50, shift=1.0):
             missed = [torch.tensor(miss, dtype=torch.float64), torch.tensor(1.0).double()]
             budgeted.computed(call, decision, missed, record)
             refreshed.append(step.index)
-        budgeted.paid(step, decision.compute, float(decision.compute))
     return refreshed
 
 

@@ -146,18 +146,16 @@ class Budgeted(Rule):
 
     def after_call(self, call: Call, decision: Decision) -> None:
         self.rule.after_call(call, decision)
+        self.budget.steps = self.budget.steps or call.step.remaining
+        self.budget.spent += call.cost
+        if not decision.compute:
+            self.budget.reuse_cost = call.cost
 
     def computed(self, call, decision, missed, record) -> None:
         self.rule.computed(call, decision, missed, record)
 
     def found(self, missed: list) -> None:
         self.rule.found(missed)
-
-    def paid(self, step: Step, compute: bool, cost: float) -> None:
-        self.budget.steps = self.budget.steps or step.remaining
-        self.budget.spent += cost
-        if not compute:
-            self.budget.reuse_cost = cost
 
     def tensors(self) -> list:
         return self.rule.tensors()

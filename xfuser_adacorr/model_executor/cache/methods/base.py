@@ -52,6 +52,8 @@ class Call:
     """The first block's turn, where the rule measures inside the model."""
     model: str = ""
     """Name of that model among the pipeline's components."""
+    cost: float = 1.0
+    """Its compute over that of a full one, once it is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Rule:
         raise NotImplementedError
 
     def after_call(self, call: Call, decision: Decision) -> None:
-        """Take note of what was decided in the end, maybe by others."""
+        """The call is over: take note of what was decided in the end, maybe by others."""
 
     def computed(
         self, call: Call, decision: Decision, missed: list[Tensor], record: "CallRecord"
@@ -99,9 +101,6 @@ class Rule:
 
     def found(self, missed: list[Tensor]) -> None:
         """What the last computed call missed, where that is known later (`computed`)."""
-
-    def paid(self, step: Step, compute: bool, cost: float) -> None:
-        """A step is over; ``cost`` is its compute over that of a full one."""
 
     def tensors(self) -> list[Tensor]:
         """What is kept, for the memory account."""
@@ -185,9 +184,6 @@ class Warmup(Rule):
 
     def found(self, missed: list[Tensor]) -> None:
         self.rule.found(missed)
-
-    def paid(self, step: Step, compute: bool, cost: float) -> None:
-        self.rule.paid(step, compute, cost)
 
     def tensors(self) -> list[Tensor]:
         return self.rule.tensors()

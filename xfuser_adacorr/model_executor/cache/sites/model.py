@@ -182,8 +182,11 @@ class ModelSite:
                 lambda block: self._decide(asked, block),
                 lambda block, decision: self._answer_block(asked.branch, block, decision),
             )
-        branch, asked.record.compute_fraction = asked.branch, executed
+        branch, asked.call.cost = asked.branch, executed
+        asked.record.compute_fraction = executed
         asked.record.computed_calls = int(asked.decision.compute)
+        rule = branch.lane.rule if branch.lane is not None else branch.inside
+        rule.after_call(asked.call, asked.decision)
         if branch.lane is not None:
             output = self._correct(asked, latents, output)
         branch.calls, branch.last = branch.calls + 1, asked.call.step
@@ -240,7 +243,6 @@ class ModelSite:
             (values,) = self.scope.read([rule.measure(call)])
             call.step = step_from_timestep(0, call.step.sigma, None, self.method.num_steps)
         decision = rule.decide(call, values)
-        rule.after_call(call, decision)
         asked.decision, asked.record = decision, record_of(branch.name, call.step, decision)
         check_decision(self.scope, asked.record, call.latents.device)
         if branch.inside is not None:
@@ -265,7 +267,6 @@ class ModelSite:
     def _correct(self, asked: Asked, latents: Tensor, output: Any) -> Any:
         """The forecast for a reused call; for a computed one its output, which repairs."""
         branch, lane, step = asked.branch, asked.branch.lane, asked.call.step
-        lane.rule.paid(step, asked.decision.compute, asked.record.compute_fraction)
         if not asked.decision.compute:
             lane.repair.owe(step, lane.forecast.weights(step))
             sample = sample_of(branch.template)

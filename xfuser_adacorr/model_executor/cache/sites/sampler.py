@@ -175,8 +175,8 @@ class SamplerSite:
             return original(**arguments)
         if decision.compute != computed:
             decision = decision.turned(computed, decision.why)
+        call.cost = run.record.compute_fraction
         lane.rule.after_call(call, decision)
-        lane.rule.paid(step, computed, run.record.compute_fraction)
         if not computed:
             return reuse(lane, call, original, arguments, track.output)
         run.account_memory()  # with what the skipped steps left

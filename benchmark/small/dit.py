@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
@@ -106,11 +105,6 @@ def loss(model: nn.ModuleDict, batch: NoiseBatch) -> torch.Tensor:
     return noise_loss(prediction, batch)
 
 
-def call(pipeline: DiTPipeline, names: list[str], guidance_scale: float) -> dict[str, Any]:
-    """Arguments of the pipeline for class names."""
-    return {"class_labels": pipeline.get_label_ids(names), "guidance_scale": guidance_scale}
-
-
 def accuracy(judge: Judge, pictures: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
     """`label_accuracy` of the number of objects, the shape and the colour."""
     return label_accuracy(judge.predict(pictures).cpu(), class_labels(names))
@@ -124,6 +118,5 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=loss,
-    call=call,
     accuracy=accuracy,
 )

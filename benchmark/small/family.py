@@ -10,6 +10,8 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
+from benchmark.models.families import FAMILIES, Request
+
 
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig:
@@ -101,9 +103,6 @@ class SmallFamily:
     loss: Callable[[nn.ModuleDict, Any], torch.Tensor]
     """The trained components and a batch -> the loss."""
 
-    call: Callable[[Any, list[str], float], dict[str, Any]]
-    """(pipeline, texts, guidance scale) -> arguments of the pipeline."""
-
     accuracy: Callable[[Any, torch.Tensor, Sequence[str]], dict[str, float]]
     """The judge, what was generated, and the texts -> shares `attributes` and `whole`."""
 
@@ -124,14 +123,24 @@ class SmallFamily:
     ) -> torch.Tensor:
         """Pictures [N, 3, 64, 64] or clips [N, 16, 3, 64, 64] in [0, 1], float32 on the CPU.
 
-        Each has noise from its own seed, so that batches do not matter.
+        Each has noise from its own seed, so that batches do not matter. FLUX's guidance is the true
+        one, by the empty prompt.
         """
         pipeline.set_progress_bar_config(disable=True)
+        family = FAMILIES[self.name]
         generated, size = [], 4 if self.clips else 32
         for first in range(0, len(texts), size):
             batch = slice(first, first + size)
+            asked = Request(
+                text=list(texts[batch]),
+                height=64,
+                width=64,
+                num_frames=family.num_frames,
+                guidance_scale=guidance_scale,
+                true_cfg_scale=guidance_scale,
+            )
             output = pipeline(
-                **self.call(pipeline, list(texts[batch]), guidance_scale),
+                **family.call(pipeline, asked),
                 num_inference_steps=steps,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]],
                 output_type="pt",

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -213,18 +212,6 @@ def warm_up(pipeline: FluxPipeline) -> float:
     )
 
 
-def call(pipeline: FluxPipeline, prompts: list[str], guidance_scale: float) -> dict[str, Any]:
-    """Arguments of the pipeline; `guidance_scale` above 1 is true guidance by the empty prompt."""
-    guidance = {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance_scale}
-    return {
-        "prompt": prompts,
-        "height": 64,
-        "width": 64,
-        "max_sequence_length": MAX_LENGTH,
-        **(guidance if guidance_scale > 1 else {}),
-    }
-
-
 FAMILY = SmallFamily(
     name="flux",
     trained=("transformer", "text_encoder", "text_encoder_2"),
@@ -233,7 +220,6 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=flow_loss,
-    call=call,
     accuracy=Judge.prompt_accuracy,
     warm_up=warm_up,
 )

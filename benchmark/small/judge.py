@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmark.small.scenes import CHOICES, LABELS, parse_prompt, scene_labels
-
-logger = logging.getLogger(__name__)
 
 JudgeLike = TypeVar("JudgeLike", bound=nn.Module)
 
@@ -32,66 +29,99 @@ def convolutions(width: int, num_features: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, num_features))
 
 
-class Judge(nn.Module):
-    """A convolutional classifier with one head for each column of a label row.
+class Classifier(nn.Module):
+    """Maps pictures or clips to features, from which a linear head reads each label.
 
-    The module itself maps pictures to features, so that
     `torchmetrics.image.fid.FrechetInceptionDistance(feature=judge)` accepts it.
     """
+
+    what: str
+    """What it takes, for messages."""
+    shape: tuple[int, ...]
+    """Of one of those."""
+    choices: tuple[int, ...]
+    """How many values each column of a label row has."""
+    batch_size: int
 
     def __init__(self, width: int = 24, num_features: int = 64) -> None:
         super().__init__()
         self.config = {"width": width, "num_features": num_features}
         self.num_features = num_features
-        self.body = convolutions(width, num_features)
-        self.heads = nn.Linear(num_features, sum(CHOICES))
+        self.make_layers(width, num_features)
+        self.heads = nn.Linear(num_features, sum(self.choices))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features [N, 64] of pictures [N, 3, 64, 64]: uint8 in 0..255, or float in [0, 1]."""
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, 64, 64):
-            raise ValueError(f"images must be [N, 3, 64, 64], got {list(images.shape)}")
-        if images.dtype == torch.uint8:
-            images = images / 255
-        return self.body(2 * images.to(self.heads.weight.dtype) - 1)
+    def make_layers(self, width: int, num_features: int) -> None:
+        """Makes what `forward` needs."""
+        raise NotImplementedError
+
+    def wanted(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Label rows of prompts; ValueError for one that is not understood."""
+        raise NotImplementedError
+
+    def pixels(self, given: torch.Tensor) -> torch.Tensor:
+        """In [-1, 1] what is given as uint8 in 0..255, or as float in [0, 1]."""
+        if tuple(given.shape[1:]) != self.shape:
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"{self.what} must be [N, {expected}], got {list(given.shape)}")
+        if given.dtype == torch.uint8:
+            given = given / 255
+        return 2 * given.to(self.heads.weight.dtype) - 1
 
     @torch.no_grad()
-    def features(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Features float32 [N, 64] of float pictures in [0, 1], computed in batches."""
-        return torch.cat([self(part).float() for part in images.split(batch_size)])
+    def features(self, given: torch.Tensor) -> torch.Tensor:
+        """Features float32 [N, 64], computed in batches."""
+        return torch.cat([self(part).float() for part in given.split(self.batch_size)])
 
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """All heads' logits [N, sum(CHOICES)], side by side in the order of `LABELS`."""
-        return self.heads(F.gelu(self(images)))
+    def logits(self, given: torch.Tensor) -> torch.Tensor:
+        """All heads' logits [N, sum(choices)], side by side in the order of the labels."""
+        return self.heads(F.gelu(self(given)))
 
     @torch.no_grad()
-    def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Label rows, int64 [N, 7]; the second object's are -1 where one object is seen."""
-        parts = [self.logits(part) for part in images.split(batch_size)]
-        heads = torch.cat(parts).split(CHOICES, dim=1)
-        labels = torch.stack([head.argmax(dim=1) for head in heads], dim=1)
-        second = [LABELS.index("shape_2"), LABELS.index("colour_2")]
-        alone = labels[:, 0] == 0
-        labels[:, second] = labels[:, second].masked_fill(alone.unsqueeze(1), -1)
-        return labels
+    def predict(self, given: torch.Tensor) -> torch.Tensor:
+        """Label rows, int64 [N, columns]."""
+        parts = [self.logits(part) for part in given.split(self.batch_size)]
+        heads = torch.cat(parts).split(self.choices, dim=1)
+        return torch.stack([head.argmax(dim=1) for head in heads], dim=1)
 
-    def prompt_accuracy(self, images: torch.Tensor, prompts: Sequence[str]) -> dict[str, float]:
-        """How much of their prompts the pictures show.
+    def prompt_accuracy(self, given: torch.Tensor, prompts: Sequence[str]) -> dict[str, float]:
+        """How much of their prompts pictures or clips show.
 
         Args:
-            images: [N, 3, 64, 64], float in [0, 1] or uint8.
-            prompts: N prompts that `scenes.parse_prompt` understands.
+            given: [N, *shape], float in [0, 1] or uint8.
+            prompts: N prompts of the form that the classifier understands.
 
         Returns:
-            `attributes`: the mean share of a prompt's attributes (number of objects, their
-            shapes and colours, the background's colour and pattern) that are right;
-            `whole`: the share of pictures with all of them right.
+            `attributes`: the mean share of a prompt's attributes that are right; `whole`: the share
+            of pictures or clips with all of them right.
         """
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images do not match {len(prompts)} prompts")
+        if len(given) != len(prompts):
+            raise ValueError(f"{len(given)} {self.what} do not match {len(prompts)} prompts")
         if not prompts:
             raise ValueError("prompts must not be empty")
-        wanted = scene_labels(parse_prompt(prompt) for prompt in prompts)
-        return label_accuracy(self.predict(images).cpu(), wanted)
+        return label_accuracy(self.predict(given).cpu(), self.wanted(prompts))
+
+
+class Judge(Classifier):
+    """Of pictures [N, 3, 64, 64]: number of objects, their shapes and colours, the background."""
+
+    what, shape, choices, batch_size = "images", (3, 64, 64), CHOICES, 256
+
+    def make_layers(self, width: int, num_features: int) -> None:
+        self.body = convolutions(width, num_features)
+
+    def wanted(self, prompts: Sequence[str]) -> torch.Tensor:
+        return scene_labels(parse_prompt(prompt) for prompt in prompts)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features [N, 64]."""
+        return self.body(self.pixels(images))
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """The second object's labels are -1 where one object is seen."""
+        labels = super().predict(images)
+        second = [LABELS.index("shape_2"), LABELS.index("colour_2")]
+        labels[:, second] = labels[:, second].masked_fill(labels[:, :1] == 0, -1)
+        return labels
 
 
 def label_accuracy(found: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:

@@ -12,12 +12,22 @@ DIRECTIONS = ("left", "right", "up", "down")
 SPEEDS = ("slowly", "quickly")
 WORDS = ("moves", *DIRECTIONS, *SPEEDS)
 
-# The columns of a label row.
-LABELS = ("shape", "colour", "direction", "speed", "background", "pattern")
-CHOICES = (len(SHAPES), len(COLOURS), len(DIRECTIONS), len(SPEEDS), len(COLOURS), len(PATTERNS))
+VALUES = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "direction": DIRECTIONS,
+    "speed": SPEEDS,
+    "background": COLOURS,
+    "pattern": PATTERNS,
+}
+"""The columns of a label row, and the words that they stand for."""
+LABELS = tuple(VALUES)
+CHOICES = tuple(map(len, VALUES.values()))
 
 _PROMPT = re.compile(
-    r"an? (\w+) (\w+) moves (\w+) (\w+) on an? (\w+) (\w+) background", re.IGNORECASE
+    r"an? (?P<colour>\w+) (?P<shape>\w+) moves (?P<direction>\w+) (?P<speed>\w+) "
+    r"on an? (?P<background>\w+) (?P<pattern>\w+) background",
+    re.IGNORECASE,
 )
 
 
@@ -28,24 +38,14 @@ class MovingScene:
     shape: str
     colour: str
     direction: str
-    """`left`, `right`, `up` or `down`."""
-
     speed: str
-    """`slowly` or `quickly`."""
-
     background: str
     """The background's colour, which the object does not have."""
-
     pattern: str
-    """`plain`, `striped` or `checkered`."""
 
     def __post_init__(self) -> None:
-        check_word("shape", self.shape, SHAPES)
-        check_word("colour", self.colour, COLOURS)
-        check_word("direction", self.direction, DIRECTIONS)
-        check_word("speed", self.speed, SPEEDS)
-        check_word("background", self.background, COLOURS)
-        check_word("pattern", self.pattern, PATTERNS)
+        for name, accepted in VALUES.items():
+            check_word(name, getattr(self, name), accepted)
         if self.colour == self.background:
             raise ValueError(f"the object has the background's colour, {self.colour!r}")
 
@@ -70,44 +70,21 @@ def parse_prompt(prompt: str) -> MovingScene:
             f"prompt {prompt!r} is not of the form 'a COLOUR SHAPE moves DIRECTION SPEED "
             "on a COLOUR PATTERN background'"
         )
-    colour, shape, direction, speed, background, pattern = (w.lower() for w in match.groups())
-    return MovingScene(
-        shape=shape,
-        colour=colour,
-        direction=direction,
-        speed=speed,
-        background=background,
-        pattern=pattern,
-    )
+    return MovingScene(**{name: word.lower() for name, word in match.groupdict().items()})
 
 
 def moving_labels(scenes: Iterable[MovingScene]) -> torch.Tensor:
     """Label rows, int64 [N, 6], in the order of `LABELS`."""
     rows = [
-        [
-            SHAPES.index(scene.shape),
-            COLOURS.index(scene.colour),
-            DIRECTIONS.index(scene.direction),
-            SPEEDS.index(scene.speed),
-            COLOURS.index(scene.background),
-            PATTERNS.index(scene.pattern),
-        ]
-        for scene in scenes
+        [words.index(getattr(scene, name)) for name, words in VALUES.items()] for scene in scenes
     ]
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, len(LABELS))
 
 
 def labels_moving(row: Sequence[int]) -> MovingScene:
     """The scene of one label row."""
-    shape, colour, direction, speed, background, pattern = (int(x) for x in row)
-    return MovingScene(
-        shape=SHAPES[shape],
-        colour=COLOURS[colour],
-        direction=DIRECTIONS[direction],
-        speed=SPEEDS[speed],
-        background=COLOURS[background],
-        pattern=PATTERNS[pattern],
-    )
+    columns = zip(VALUES.items(), row, strict=True)
+    return MovingScene(**{name: words[int(index)] for (name, words), index in columns})
 
 
 def reversed_motion(labels: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from diffusers import DDPMScheduler
 
 from benchmark.small.latents import stratified
 
@@ -15,19 +16,13 @@ BETAS = {
 }
 """Options of the schedulers."""
 
+SCHEDULER = DDPMScheduler(**BETAS)
+
 HIGHEST_WEIGHT = 40.0
 """Bound of `loss_weights`, reached at timestep 602: the unbounded weight grows to 25 000."""
 
 DWELL = (300, 800)
 """Timesteps that decide the shapes: noise is 1.2 to 25 times as strong as the picture."""
-
-
-def alphas_cumprod() -> torch.Tensor:
-    """The share of the picture's variance at each timestep, float32 [1000]."""
-    betas = torch.linspace(
-        BETAS["beta_start"], BETAS["beta_end"], BETAS["num_train_timesteps"], dtype=torch.float64
-    )
-    return (1 - betas).cumprod(0).float()
 
 
 def sample_timesteps(number: int, generator: torch.Generator) -> torch.Tensor:
@@ -41,20 +36,16 @@ def sample_timesteps(number: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat(parts).long()
 
 
-def add_noise(clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, a_t being `alphas_cumprod`; [N, C, H, W]."""
-    share = alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
-    return share.sqrt() * clean + (1 - share).sqrt() * noise
-
-
 def loss_weights(timesteps: torch.Tensor) -> torch.Tensor:
     """Weights of the squared error of the noise, 1 / a_t bounded by `HIGHEST_WEIGHT`.
+
+    a_t, of `SCHEDULER.alphas_cumprod`, is the share of the picture's variance at a timestep.
 
     The noise's error is sqrt(a_t) times the velocity's (Salimans and Ho, "Progressive Distillation
     for Fast Sampling of Diffusion Models", 2022), so that this is the velocity's squared error.
     Unweighted, high noise counts for almost nothing, and there the shapes are decided.
     """
-    return (1 / alphas_cumprod()[timesteps]).clamp(max=HIGHEST_WEIGHT)
+    return (1 / SCHEDULER.alphas_cumprod[timesteps]).clamp(max=HIGHEST_WEIGHT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +93,7 @@ class NoiseExamples:
         conditions = self.conditions[chosen]
         conditions[dropped] = self.empty
         return NoiseBatch(
-            noisy=add_noise(clean, noise, timesteps).to(device),
+            noisy=SCHEDULER.add_noise(clean, noise, timesteps).to(device),
             noise=noise.to(device),
             timesteps=timesteps.to(device),
             weights=loss_weights(timesteps).to(device),

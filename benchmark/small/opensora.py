@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -194,12 +193,6 @@ def warm_up(pipeline: OpenSoraPipeline) -> float:
     )
 
 
-def call(pipeline: OpenSoraPipeline, prompts: list[str], guidance_scale: float) -> dict[str, Any]:
-    """Arguments of the pipeline."""
-    sizes = {"height": SIZE, "width": SIZE, "num_frames": FRAMES}
-    return {"prompt": prompts, "guidance_scale": guidance_scale, **sizes}
-
-
 FAMILY = SmallFamily(
     name="opensora",
     trained=("transformer", "text_encoder"),
@@ -208,7 +201,6 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=loss,
-    call=call,
     accuracy=ClipJudge.prompt_accuracy,
     warm_up=warm_up,
     clips=True,

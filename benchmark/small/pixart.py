@@ -1,7 +1,6 @@
 """The small PixArt-Sigma pipeline: components, examples, loss, and how it is called."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -132,21 +131,6 @@ def warm_up(pipeline: PixArtSigmaPipeline) -> float:
     )
 
 
-def call(
-    pipeline: PixArtSigmaPipeline, prompts: list[str], guidance_scale: float
-) -> dict[str, Any]:
-    """Arguments of the pipeline."""
-    return {
-        "prompt": prompts,
-        "height": 64,
-        "width": 64,
-        "guidance_scale": guidance_scale,
-        "max_sequence_length": TEXT_TOKENS,
-        "clean_caption": False,
-        "use_resolution_binning": False,
-    }
-
-
 FAMILY = SmallFamily(
     name="pixart",
     trained=("transformer", "text_encoder"),
@@ -155,7 +139,6 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=loss,
-    call=call,
     accuracy=Judge.prompt_accuracy,
     warm_up=warm_up,
 )

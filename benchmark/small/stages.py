@@ -11,11 +11,10 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from benchmark.small.autoencoder import reconstruction_psnr, refine_decoder, train_autoencoder
 from benchmark.small.card import training_document
 from benchmark.small.checkpoints import replace_directory
-from benchmark.small.clip_judge_training import clip_judge_accuracy, train_clip_judge
 from benchmark.small.evaluation import accuracy_table, read_loss_log, write_card_pictures
 from benchmark.small.family import SmallFamily, TrainingConfig
 from benchmark.small.judge import load_judge, save_judge
-from benchmark.small.judge_training import judge_accuracy, train_judge
+from benchmark.small.judge_training import judge_accuracy, train_clip_judge, train_judge
 from benchmark.small.memory import keep_freed_memory
 from benchmark.small.saving import save_pipeline
 from benchmark.small.splits import split_file, write_splits
@@ -92,7 +91,7 @@ def _judge(
         return judge, judge_accuracy(judge)
     clip_judge = train_clip_judge(work_dir, vae, judge)
     save_judge(clip_judge, output)
-    return clip_judge, clip_judge_accuracy(clip_judge)
+    return clip_judge, judge_accuracy(clip_judge, number=300)
 
 
 def _save_beside_documents(pipeline: DiffusionPipeline, output: Path) -> None:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiTPipeline, PixArtSigmaPipeline
+from diffusers import DiTPipeline, PixArtSigmaPipeline
 
 from benchmark.small import training
 from benchmark.small.autoencoder import absorb_shift, build_autoencoder, encode_pictures
@@ -15,13 +15,11 @@ from benchmark.small.families import NAMES, small_family
 from benchmark.small.family import TrainingConfig
 from benchmark.small.initialisation import isometric_
 from benchmark.small.noise import (
-    BETAS,
     DWELL,
     HIGHEST_WEIGHT,
+    SCHEDULER,
     NoiseBatch,
     NoiseExamples,
-    add_noise,
-    alphas_cumprod,
     loss_weights,
     noise_loss,
     sample_timesteps,
@@ -117,15 +115,6 @@ def test_absorbing_the_shift_changes_neither_latents_nor_pictures(vae):
     assert torch.allclose(absorbed.decode(latents / 1.7).sample, decoded, atol=1e-5)
 
 
-def test_the_noise_schedule_is_that_of_the_scheduler():
-    scheduler = DDIMScheduler(**BETAS)
-    assert torch.allclose(alphas_cumprod(), scheduler.alphas_cumprod, rtol=1e-4)
-    clean, noise = torch.randn(2, 3, 8, 4, 4).unbind(0)
-    timesteps = torch.tensor([0, 500, 999])
-    expected = scheduler.add_noise(clean, noise, timesteps)
-    assert torch.allclose(add_noise(clean, noise, timesteps), expected, atol=1e-5)
-
-
 def test_half_of_the_timesteps_dwell_where_shapes_are_decided():
     timesteps = sample_timesteps(1000, torch.Generator().manual_seed(0))
     assert timesteps.min() >= 0 and timesteps.max() <= 999
@@ -136,8 +125,8 @@ def test_half_of_the_timesteps_dwell_where_shapes_are_decided():
 def test_the_loss_is_the_velocitys_and_ignores_the_variance():
     timesteps = torch.tensor([100, 400])
     clean, noise, guess = torch.randn(3, 2, 8, 4, 4).unbind(0)
-    share = alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
-    noisy = add_noise(clean, noise, timesteps)
+    share = SCHEDULER.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy = SCHEDULER.add_noise(clean, noise, timesteps)
     guessed_clean = (noisy - (1 - share).sqrt() * guess) / share.sqrt()
     velocity = share.sqrt() * noise - (1 - share).sqrt() * clean
     guessed_velocity = share.sqrt() * guess - (1 - share).sqrt() * guessed_clean

@@ -1,4 +1,7 @@
-"""Skipping whole sampler steps, on pipelines of diffusers: exact, repeatable, and undone."""
+"""Skipping whole sampler steps, on tiny pipelines of diffusers: exact, repeatable, and undone.
+
+Before that, that the pipelines are what these tests take them for: counted right, and heard.
+"""
 
 from contextlib import contextmanager
 from itertools import groupby
@@ -6,10 +9,12 @@ from itertools import groupby
 import pytest
 import torch
 
-from tests.pipelines import CASES, counted_calls, run
+from tests.pipelines import CASES, counted_calls, evaluations, run
 from xfuser_adacorr import cache_summary, disable_cache, enable_cache
 
 EVERY = 3
+SHORT = 3
+"""Steps of a run where a whole one is not needed."""
 
 
 def enabled(case, every=EVERY):
@@ -72,16 +77,27 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def noted(case):
+def uncached(case):
+    return case.build()
+
+
+@pytest.fixture(scope="module")
+def noted(case, uncached):
     """A run without a cache: its output, and the timesteps of its calls."""
-    pipe = case.build()
-    with noted_timesteps(case, pipe) as timesteps:
-        return run(case, pipe), timesteps
+    with noted_timesteps(case, uncached) as timesteps:
+        return run(case, uncached), timesteps
 
 
 @pytest.fixture(scope="module")
 def plain(noted):
     return noted[0]
+
+
+@pytest.fixture(scope="module")
+def short(case, uncached):
+    """A short run without a cache, and the counted calls."""
+    with counted_calls(case, uncached) as calls:
+        return run(case, uncached, steps=SHORT), calls
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +107,41 @@ def pipe(case):
 
 
 @pytest.fixture(scope="module")
-def reused(case):
-    """What a pipeline of its own samples in its first run."""
-    return run(case, enabled(case))
+def first(case, pipe):
+    """The first run of that pipeline: its output, the timesteps of its calls, and its summary."""
+    with noted_timesteps(case, pipe) as timesteps:
+        return run(case, pipe), timesteps, cache_summary(pipe)
+
+
+# -- the pipelines --------------------------------------------------------------------------------
+
+
+def test_denoisers_are_called_as_the_case_says(case, noted, short):
+    output, timesteps = noted
+    assert output.dtype == torch.float32 and output.isfinite().all()
+    assert output.std() > 0.01, "the output says nothing"
+    _, calls = short
+    assert set(calls) == set(case.denoisers)
+    if case.calls_a_step is not None:
+        assert len(timesteps) == case.calls_a_step * evaluations(case)
+        assert calls.total() == case.calls_a_step * evaluations(case, SHORT)
+
+
+def test_the_seed_matters(case, uncached, short):
+    assert not torch.equal(run(case, uncached, steps=SHORT, seed=1), short[0])
+
+
+def test_every_denoiser_matters_to_the_output(case, short):
+    """Were an output ignored, any cache would pass."""
+    for name in case.denoisers:
+        other = case.build()
+        with torch.no_grad():
+            for parameter in getattr(other, name).parameters():
+                parameter.mul_(1.1)
+        assert not torch.equal(run(case, other, steps=SHORT), short[0]), name
+
+
+# -- skipping -------------------------------------------------------------------------------------
 
 
 def test_a_schedule_that_computes_every_step_is_bit_equal(case, plain):
@@ -104,16 +152,14 @@ def test_a_schedule_that_computes_every_step_is_bit_equal(case, plain):
     assert case.irregular or summary.num_steps == solver_steps(case)
 
 
-def test_denoisers_are_called_in_computed_steps_alone(case, noted, pipe):
+def test_denoisers_are_called_in_computed_steps_alone(case, noted, first):
     plain, timesteps = noted
-    with noted_timesteps(case, pipe) as computed:
-        result = run(case, pipe)
+    result, computed, summary = first
     if case.irregular:
         assert 0 < len(computed) < len(timesteps) and set(computed) <= set(timesteps)
     else:
         assert computed == in_computed_steps(case, timesteps)
     assert result.isfinite().all() and not torch.equal(result, plain)
-    summary = cache_summary(pipe)
     assert summary.num_steps == summary.computed_steps + summary.reused_steps
     if case.irregular:  # other calls than before are a refresh; the summary is of the last loop
         assert 0 < summary.computed_steps < summary.num_steps
@@ -122,22 +168,19 @@ def test_denoisers_are_called_in_computed_steps_alone(case, noted, pipe):
         assert summary.computed_steps == len(computed_steps(case))
 
 
-def test_a_second_run_repeats_the_first(case, pipe, reused):
-    assert torch.equal(run(case, pipe), reused)
-    assert torch.equal(run(case, pipe), reused)
+def test_a_second_run_repeats_the_first(case, pipe, first):
+    assert torch.equal(run(case, pipe), first[0])
 
 
-def test_another_shape_starts_anew(case, pipe, reused):
+def test_another_shape_starts_anew(case, pipe, plain, first):
     larger = run(case, pipe, larger=True)
+    assert larger.isfinite().all() and larger.numel() > plain.numel()
     assert torch.equal(larger, run(case, enabled(case), larger=True))
-    assert torch.equal(run(case, pipe), reused)
+    assert torch.equal(run(case, pipe), first[0])
 
 
-def test_a_run_after_an_exception_starts_anew(case, pipe, reused):
-    name = case.denoisers[0]
-    with counted_calls(case, pipe) as calls:
-        run(case, pipe)
-    middle, seen = calls[name] // 2 + 1, 0
+def test_a_run_after_an_exception_starts_anew(case, pipe, first):
+    middle, seen = len(first[1]) // 2 + 1, 0
 
     def fail(module, args):
         nonlocal seen
@@ -145,11 +188,12 @@ def test_a_run_after_an_exception_starts_anew(case, pipe, reused):
         if seen == middle:
             raise OSError("the device is gone")
 
-    handle = getattr(pipe, name).register_forward_pre_hook(fail)
+    handles = [getattr(pipe, name).register_forward_pre_hook(fail) for name in case.denoisers]
     with pytest.raises(OSError, match="the device is gone"):
         run(case, pipe)
-    handle.remove()
-    assert torch.equal(run(case, pipe), reused)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(run(case, pipe), first[0])
 
 
 def test_disabling_restores_the_pipeline(case, noted):

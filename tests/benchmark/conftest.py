@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmark.score import judging
 from benchmark.small.judge import Judge, save_judge
 from tests.benchmark.tiny import tiny_pipeline
 
@@ -15,3 +16,10 @@ def models(tmp_path_factory):
     torch.manual_seed(1)
     save_judge(Judge().eval(), folder / "judge")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few_real_pictures(monkeypatch):
+    """Drawing and judging all of them takes longer than a tiny pipeline's whole run."""
+    monkeypatch.setattr(judging, "REAL_PICTURES", 8)
+    monkeypatch.setattr(judging, "REAL_CLIPS", 4)

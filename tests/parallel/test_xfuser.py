@@ -1,13 +1,13 @@
 """Caches under xfuser's parallel engine, on processes over gloo.
 
 The cases are listed in `tests.parallel.cases`. Importing xfuser takes long, so one group of
-processes runs all cases of its size, once; the tests read what its ranks reported.
+processes runs all cases of its size, once (`tests.parallel.worker`); the tests read what the ranks
+reported.
 """
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,84 +22,51 @@ from xfuser_adacorr.model_executor.cache.ranks import MAX_REDUCED_SUMS
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP_SECONDS = 1500
-WORLD_SIZES = sorted({case.world_size for case in CASES})
 ROUNDING = 2e-5
 """Relative difference of a whole run that the order of sums can explain, uncached or not."""
 
 pytestmark = pytest.mark.timeout(GROUP_SECONDS + 60)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def run_group(world_size, directory):
-    """Reports of all ranks by case; the processes are gone when this returns."""
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-        "LOG_LEVEL": "error",
-    }
-    processes, logs = [], []
+@pytest.fixture(scope="session")
+def groups(tmp_path_factory):
+    """Folder with what every rank of every group said and reported; the processes are gone."""
+    directory = tmp_path_factory.mktemp("groups")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.parallel.worker", str(directory)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LOG_LEVEL": "error"},
+        start_new_session=True,
+    )
     try:
-        for rank in range(world_size):
-            logs.append(open(directory / f"rank{rank}.log", "w+"))
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.parallel.worker", str(directory)],
-                    cwd=ROOT,
-                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=logs[-1],
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
-        for process in processes:
-            process.wait(GROUP_SECONDS)
+        process.wait(GROUP_SECONDS)
     finally:
-        for process in processes:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
-    reports = {}
-    for rank, log in enumerate(logs):
-        log.seek(0)
-        text = log.read()
-        log.close()
-        if processes[rank].returncode:
-            tail = "\n".join(text.splitlines()[-40:])
-            reports.setdefault("crashed", []).append(f"rank {rank}:\n{tail}")
-        path = directory / f"rank{rank}.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            report = json.loads(line)
-            reports.setdefault(report["case"], []).append(report)
-    return reports
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    return directory
 
 
 @pytest.fixture(scope="session")
-def reports(tmp_path_factory):
-    groups = {}
+def reports(groups):
+    found = {}
+    for path in sorted(groups.glob("*/rank*.jsonl")):
+        for line in path.read_text().splitlines():
+            report = json.loads(line)
+            found.setdefault(report["case"], []).append(report)
 
     def get(case):
-        size = case.world_size
-        if size not in groups:
-            groups[size] = run_group(size, tmp_path_factory.mktemp(f"ranks{size}"))
-        found = groups[size].get(case.name, [])
-        if len(found) < size:
-            pytest.fail(
-                "not all ranks reported this case\n" + "\n".join(groups[size].get("crashed", []))
-            )
-        for report in found:
+        reported = found.get(case.name, [])
+        if len(reported) < case.world_size:
+            logs = sorted((groups / str(case.world_size)).glob("rank*.log"))
+            said = "\n".join(f"{log.stem}:\n{log.read_text()[-4000:]}" for log in logs)
+            pytest.fail(f"not all ranks reported this case\n{said}")
+        for report in reported:
             if "error" in report:
                 pytest.fail(f"rank {report['rank']}: {report['traceback']}")
-        return found
+        return reported
 
     return get
 

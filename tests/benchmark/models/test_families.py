@@ -39,8 +39,6 @@ def models(tmp_path_factory):
 @pytest.fixture
 def command(models, tmp_path, monkeypatch):
     """Runs the command on a family with few pictures; returns the exit code."""
-    monkeypatch.setattr(judging, "REAL_PICTURES", 8)
-    monkeypatch.setattr(judging, "REAL_CLIPS", 4)
 
     def run(name, *arguments):
         family = FAMILIES[name]

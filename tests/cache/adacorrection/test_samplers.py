@@ -29,6 +29,12 @@ LOOSE = CacheConfig(use_cache="Auto", adacorr_tolerance=0.3)
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 
 
+def by_turns(name, values):
+    """Every scheduler, with one of the values each."""
+    pairs = [(scheduler, values[i % len(values)]) for i, scheduler in enumerate(SCHEDULERS)]
+    return pytest.mark.parametrize(("name", name), pairs)
+
+
 def cached(loop, config=LOOSE, **kwargs):
     enable_cache(loop.transformer, config, scheduler=loop.scheduler)
     try:
@@ -37,8 +43,7 @@ def cached(loop, config=LOOSE, **kwargs):
         disable_cache(loop.transformer)
 
 
-@every_scheduler
-@pytest.mark.parametrize("guidance", [None, 2.0])
+@by_turns("guidance", [None, 2.0])
 def test_output_linear_in_time_gives_the_uncached_latents(name, guidance, monkeypatch):
     """The line through two refreshes is exact, so only steps skipped before the second are wrong,
     and the blend at that refresh is exact: everything is repaired to rounding."""
@@ -53,8 +58,7 @@ def test_output_linear_in_time_gives_the_uncached_latents(name, guidance, monkey
     assert relative_error(forecast_only, plain) > 5 * relative_error(x, plain)
 
 
-@every_scheduler
-@pytest.mark.parametrize("begin", [1, 5])
+@by_turns("begin", [1, 5])
 def test_a_run_that_begins_late_is_repaired_too(name, begin):
     """As image-to-image does with its strength."""
     loop = linear_loop(name)

@@ -33,7 +33,16 @@ def compiled(request):
     return sampler
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+PAIRS = [(COMPILED[i % len(COMPILED)], name) for i, name in enumerate(CONFIGS)]
+"""Every method on one of the families."""
+
+
+@pytest.mark.parametrize(
+    ("compiled", "name"),
+    PAIRS,
+    ids=[f"{t.name}-{name}" for t, name in PAIRS],
+    indirect=["compiled"],
+)
 def test_blocks_are_whole_graphs_and_not_compiled_again(compiled, name):
     enable_cache(compiled.model, CONFIGS[name], scheduler=compiled.scheduler)
     compiled.run(STEPS)  # compiles what is not yet compiled

@@ -11,14 +11,13 @@ import torch
 from benchmark.models.families import FAMILIES
 from benchmark.models.loading import default_device
 from benchmark.report.machine import processor
+from benchmark.report.page import bullets, listed, section
 from benchmark.report.plots import draw_comparison, draw_quality
 from benchmark.report.tables import (
     Table,
     comparison_tables,
-    gamma_lambda_tables,
     interpolated_tables,
     sweep_tables,
-    verdict_tables,
 )
 from benchmark.run.rows import Row
 from benchmark.run.store import Store, write_json, write_text
@@ -84,10 +83,9 @@ def write_results(store: Store, document: Mapping[str, Any]) -> list[Table]:
         figures |= draw_comparison(store, document)
     elif mode == "sweep":
         tables = interpolated_tables(document["interpolated"])
-        tables += verdict_tables(document["interpolated"], results)
         further = sweep_tables(results)
     else:
-        tables = gamma_lambda_tables(results)
+        tables = sweep_tables(results)
     write_text(store.report, render(document, tables, figures, further))
     write_json(store.results, document)
     return tables
@@ -120,16 +118,12 @@ def render(
     """The report as markdown."""
     mode = document["settings"]["mode"]
     parts = [f"# {TITLES[mode]}\n", _introduction(document)]
-    parts += [_section(table) for table in tables]
+    parts += map(section, tables)
     parts += ["## How it was measured\n", _method(document)]
     for text, path in figures.items():
         parts += [f"## {text[0].upper()}{text[1:]}\n", f"![{text}]({path})\n"]
-    parts += [_section(table) for table in further]
+    parts += map(section, further)
     return "\n".join(parts)
-
-
-def _section(table: Table) -> str:
-    return f"## {table.title}\n\n{table.markdown()}"
 
 
 def _introduction(document: Mapping[str, Any]) -> str:
@@ -158,7 +152,7 @@ def _introduction(document: Mapping[str, Any]) -> str:
 
 
 def _method(document: Mapping[str, Any]) -> str:
-    settings, env = document["settings"], document["environment"]
+    settings = document["settings"]
     family, frames = FAMILIES[settings["model_type"]], settings["num_frames"]
     own, other = family.solvers
     what = "clip, mean over its frames," if frames else "picture,"
@@ -203,5 +197,4 @@ def _method(document: Mapping[str, Any]) -> str:
             "Speedup: quotient of the medians of the same run. Cache: most bytes of tensors held "
             "at once."
         )
-    machine = ", ".join(f"{name} {value}" for name, value in env.items())
-    return "\n".join(f"- {line}" for line in [*lines, f"Environment: {machine}."]) + "\n"
+    return bullets([*lines, f"Environment: {listed(document['environment'])}."])

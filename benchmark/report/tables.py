@@ -7,12 +7,14 @@ from typing import Any
 from rich import box
 from rich.table import Table as RichTable
 
-from benchmark.models.names import CORRECTED, SCHEDULE, UNCACHED
+from benchmark.models.names import SCHEDULE, UNCACHED
 from benchmark.score.curves import FRACTIONS
 from benchmark.score.scoring import DISTANCES, FID, JUDGE_DISTANCE
 
 Result = Mapping[str, Any]
 MISSING = "-"
+STUDIED = ("adacorr_gamma", "adacorr_lambda")
+"""Options that are shown where they are not 1."""
 DISTANCE_NAMES = {JUDGE_DISTANCE: "judge distance", FID: "FID"}
 
 
@@ -80,7 +82,8 @@ def knob(result: Result) -> str:
         given = config["schedule"]
         return f"schedule {given if isinstance(given, int) else ' '.join(map(str, given or ()))}"
     names = ["rel_l1_thresh"] if config["use_cache"] != "Auto" else []
-    names += ["adacorr_tolerance"] if config["enable_adacorrection"] else []
+    if config["enable_adacorrection"]:
+        names += ["adacorr_tolerance", *(n for n in STUDIED if config.get(n, 1.0) != 1.0)]
     return ", ".join(
         f"{name} {MISSING if config.get(name) is None else f'{config[name]:g}'}" for name in names
     )
@@ -176,91 +179,6 @@ def interpolated_tables(table: Sequence[Result]) -> list[Table]:
         title = f"{steps} steps, at compute fraction {' / '.join(map(str, FRACTIONS))}"
         tables.append(Table(title, ("method", *(head for head, _ in heads.values())), cells))
     return tables
-
-
-def verdict_tables(table: Sequence[Result], results: Sequence[Result]) -> list[Table]:
-    """What the correction gains, Auto against fewer steps, and distances to the uncached run."""
-    tables = []
-    for steps, entries in by_steps(table):
-        known = {(e["cache_method"], e["compute_fraction"]): e for e in entries}
-        names = list(dict.fromkeys(entry["cache_method"] for entry in entries))
-        heads = tuple(f"at {fraction}" for fraction in FRACTIONS)
-        pairs = [
-            (f"{n} over {n.removesuffix(CORRECTED)}", n, n.removesuffix(CORRECTED))
-            for n in names
-            if n.endswith(CORRECTED) and n.removesuffix(CORRECTED) in names
-        ]
-        if "Auto" in names:
-            pairs += [(f"Auto over {n}", "Auto", n) for n in names if n.endswith("fewer steps")]
-        for quantity, what in (("psnr_db", "PSNR"), ("psnr_ode_db", "PSNR to ODE")):
-            cells = [
-                (text, *(_gain(known, a, b, fraction, quantity) for fraction in FRACTIONS))
-                for text, a, b in pairs
-            ]
-            tables.append(Table(f"Gain in {what} (dB), {steps} steps", ("", *heads), cells))
-        uncached = next(
-            (r for r in results if r["cache_method"] == UNCACHED and r["reference_steps"] == steps),
-            None,
-        )
-        for distance in DISTANCES:
-            if uncached is not None and uncached.get(distance) is not None:
-                tables.append(_against_uncached(steps, known, names, uncached, distance))
-    return [table for table in tables if table.cells]
-
-
-def _gain(known: Mapping, better: str, base: str, fraction: float, quantity: str) -> str:
-    a, b = known[better, fraction][quantity], known[base, fraction][quantity]
-    return MISSING if a is None or b is None else number(a - b, 1, signed=True)
-
-
-def _against_uncached(
-    steps: int,
-    known: Mapping,
-    names: Sequence[str],
-    uncached: Result,
-    distance: str,
-    fraction: float = 0.35,
-) -> Table:
-    def difference(name: str, quantity: str, digits: int) -> str:
-        value, base = known[name, fraction][quantity], uncached[quantity]
-        missing = value is None or base is None
-        return MISSING if missing else number(value - base, digits, signed=True)
-
-    heads = (
-        "method",
-        f"{DISTANCE_NAMES[distance]} (uncached {number(uncached[distance], 2)} "
-        f"± {number(uncached[f'{distance}_std'], 2)})",
-        f"prompt accuracy (uncached {number(uncached['prompt_accuracy'], 3)} "
-        f"± {number(uncached['prompt_accuracy_error'], 3)})",
-    )
-    cells = [(n, difference(n, distance, 2), difference(n, "prompt_accuracy", 3)) for n in names]
-    return Table(f"Difference to uncached at {fraction}, {steps} steps", heads, cells)
-
-
-def gamma_lambda_tables(results: Sequence[Result]) -> list[Table]:
-    """PSNR, compute fraction and hit rate: gamma down, lambda across."""
-    tables = []
-    for steps, rows in by_steps(results):
-        for name in dict.fromkeys(r["cache_method"] for r in rows if r["config"]):
-            cell = {_gamma_lambda(r["config"]): r for r in rows if r["cache_method"] == name}
-            lambdas = sorted({k for _, k in cell})
-            cells = [
-                (f"gamma {g:g}", *(_study_cell(cell[g, k]) for k in lambdas))
-                for g in sorted({g for g, _ in cell})
-            ]
-            title = f"{name}, {steps} steps: PSNR dB / compute fraction / hit rate"
-            tables.append(Table(title, ("", *(f"lambda {k:g}" for k in lambdas)), cells))
-    return tables
-
-
-def _gamma_lambda(config: Mapping[str, Any]) -> tuple[float, float]:
-    """Both are 1 where they are not named."""
-    return config.get("adacorr_gamma", 1.0), config.get("adacorr_lambda", 1.0)
-
-
-def _study_cell(result: Result) -> str:
-    psnr = result["psnr_db"]["mean"]
-    return f"{psnr:.1f} / {result['compute_fraction']:.3f} / {result['hit_rate']:.3f}"
 
 
 def by_steps(results: Sequence[Result]) -> list[tuple[int, list[Result]]]:

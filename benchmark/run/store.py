@@ -118,6 +118,12 @@ class Store:
         path = self.directory / "rows" / f"{key}.json"
         return read_json(path) if path.is_file() else None
 
+    def kept_row(self, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The row as it is kept, made first if it is not there."""
+        if self.row(key) is None:
+            self.save_row(key, make())
+        return self.row(key)
+
     def save_row(self, key: str, result: Mapping[str, Any]) -> None:
         write_json(self.directory / "rows" / f"{key}.json", result)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmark.report.page import page
 from benchmark.report.tables import MISSING, Table, number
 from benchmark.score.curves import at_equal_compute
 from benchmark.score.pictures import spread
@@ -115,33 +116,21 @@ def _rows_table(sweeps: Mapping[str, Rows]) -> Table:
     return Table("All rows", ("variant", "setting", "compute", "PSNR dB"), cells)
 
 
+NOTES = (
+    "PSNR against the uncached picture. Every variant was run with several settings of what sets "
+    "its compute; each picture's PSNR was interpolated linearly to where the mean compute fraction "
+    "over all pictures is the one given. - : not reached.",
+    "Parts: PSNR with the part less PSNR without it, mean ± standard error over the same pictures, "
+    "and how many of them gain. Variants: mean ± deviation over the pictures.",
+    "Even: refreshes evenly spaced in the step index, the first and the last step among them. "
+    "Auto: by its tolerance, with gamma = lambda = 1 unless said otherwise.",
+    "No compensation, linear blend, last value and last call refreshed are no options of the "
+    "package: the study replaces the part in the running program "
+    "(`benchmark/studies/ablation_variants.py`).",
+)
+
+
 def render(document: Mapping[str, Any]) -> str:
     """The report as markdown."""
-    settings = document["settings"]
-    guidance = settings["guidance_scale"]
-    parts = [
-        "# What each part of AdaCorrection brings at equal compute\n",
-        f"Model `{settings['model']}`, {len(document['prompts'])} prompts of the "
-        f"{settings['split']} split, {settings['num_inference_steps'][0]} steps"
-        f"{'' if guidance is None else f', guidance {guidance:g}'}, {settings['dtype']}.\n",
-    ]
-    parts += [f"## {table.title}\n\n{table.markdown()}" for table in tables(document)]
-    return "\n".join([*parts, "## How it was measured\n", _method(document)])
-
-
-def _method(document: Mapping[str, Any]) -> str:
-    environment = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
-    lines = [
-        "PSNR against the uncached picture. Every variant was run with several settings of what "
-        "sets its compute; each picture's PSNR was interpolated linearly to where the mean compute "
-        "fraction over all pictures is the one given. - : not reached.",
-        "Parts: PSNR with the part less PSNR without it, mean ± standard error over the same "
-        "pictures, and how many of them gain. Variants: mean ± deviation over the pictures.",
-        "Even: refreshes evenly spaced in the step index, the first and the last step among them. "
-        "Auto: by its tolerance, with gamma = lambda = 1 unless said otherwise.",
-        "No compensation, linear blend, last value and last call refreshed are no options of the "
-        "package: the study replaces the part in the running program "
-        "(`benchmark/studies/ablation_variants.py`).",
-        f"Environment: {environment}.",
-    ]
-    return "\n".join(f"- {line}" for line in lines) + "\n"
+    title = "What each part of AdaCorrection brings at equal compute"
+    return page(document, title, tables(document), NOTES)

@@ -18,7 +18,7 @@ from benchmark.settings import Settings
 from benchmark.studies.ablation_report import at_fractions, contributions, render, tables
 from benchmark.studies.ablation_variants import VARIANTS, Variant
 from benchmark.studies.catalogue import AblationOptions
-from benchmark.studies.session import kept_pictures, opened
+from benchmark.studies.session import compared_pictures, kept_pictures, opened
 
 FIRST_TOLERANCE = 0.008
 TOLERANCE_RANGE = 2.0**7
@@ -82,15 +82,9 @@ class VariantSweeps:
         """Per-picture compute fractions and PSNR of a variant with these options."""
         config = variant.at(next(iter(options.values())))
         row = cached_row(variant.name, self.steps, config, self.uncached.solver)
-        if self.store.row(row.key) is None:
-            made = self.make(row)
-            found = {
-                "compute_fraction": [round(s.compute_fraction, 6) for s in made.summaries],
-                "psnr_db": [round(value, 4) for value in self.psnr(made.pictures, self.reference)],
-                "config": config.to_dict(),
-            }
-            self.store.save_row(row.key, found)
-        return self.store.row(row.key)
+        return self.store.kept_row(
+            row.key, lambda: compared_pictures(row, self.make(row), self.reference, self.psnr)
+        )
 
     def sweep(self, variant: Variant) -> list[dict[str, Any]]:
         """Rows of a variant around the compute fractions of interest."""

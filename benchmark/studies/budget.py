@@ -1,17 +1,19 @@
 """Whether `Auto` holds the compute budget that it is given, on every picture."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
 from benchmark.models.families import FAMILIES
+from benchmark.report.page import page
 from benchmark.report.tables import Table
 from benchmark.run.rows import Row, cached_row
 from benchmark.settings import Settings
 from benchmark.studies.catalogue import BudgetOptions
-from benchmark.studies.session import kept_pictures, opened
+from benchmark.studies.session import compared_pictures, kept_pictures, opened
 from xfuser_adacorr import CacheConfig
 
 Result = Mapping[str, Any]
@@ -31,20 +33,12 @@ def measure(
     count of computed calls, which is what it steers.
     """
     reference = kept_pictures(store, uncached, make)
-    results = []
-    for row in rows:
-        kept = store.row(row.key)
-        if kept is None:
-            made, config = make(row), row.config.to_dict()
-            kept = {
-                "target_compute": config["target_compute"],
-                "compute_fraction": [round(s.compute_fraction, 6) for s in made.summaries],
-                "psnr_db": [round(value, 4) for value in psnr(made.pictures, reference)],
-                "config": config,
-            }
-            store.save_row(row.key, kept)
-        results.append(kept)
-    return results
+
+    def found(row: Row) -> Result:
+        target = {"target_compute": row.config.to_dict()["target_compute"]}
+        return target | compared_pictures(row, make(row), reference, psnr)
+
+    return [store.kept_row(row.key, partial(found, row)) for row in rows]
 
 
 def off_target(result: Result, steps: int) -> float:
@@ -74,20 +68,22 @@ def budgets_table(results: Sequence[Result], steps: int) -> Table:
     return Table("Compute budgets", heads, cells)
 
 
+NOTES = (
+    "Compute: computed calls over all calls, mean and range over the pictures. Largest deviation: "
+    "of any picture from the budget. A run has whole steps alone, so that half a step is as near "
+    "as can be.",
+    "PSNR: against the uncached picture (of clips the mean over frames), mean and least over the "
+    "pictures.",
+)
+
+
+def tables(document: Mapping[str, Any]) -> list[Table]:
+    return [budgets_table(document["results"], document["settings"]["num_inference_steps"][0])]
+
+
 def render(document: Mapping[str, Any]) -> str:
     """The report as markdown."""
-    settings, steps = document["settings"], document["settings"]["num_inference_steps"][0]
-    environment = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
-    return (
-        f"# Compute budgets of `Auto`\n\nModel `{settings['model']}`, {len(document['prompts'])} "
-        f"prompts of the {settings['split']} split, {steps} steps.\n\n"
-        f"{budgets_table(document['results'], steps).markdown()}\n"
-        "- Compute: computed calls over all calls, mean and range over the pictures. Largest "
-        "deviation: of any picture from the budget. A run has whole steps alone, so that half a "
-        "step is as near as can be.\n"
-        "- PSNR: against the uncached picture (of clips the mean over frames), mean and least over "
-        f"the pictures.\n- Environment: {environment}.\n"
-    )
+    return page(document, "Compute budgets of `Auto`", tables(document), NOTES)
 
 
 def run(settings: Settings, options: BudgetOptions, console: Console) -> None:
@@ -109,4 +105,4 @@ def run(settings: Settings, options: BudgetOptions, console: Console) -> None:
             "prompts": bench.entries,
             "results": measure(bench.store, uncached, rows, session.make, session.psnr),
         }
-    session.write(found, render, lambda document: [budgets_table(document["results"], steps)])
+    session.write(found, render, tables)

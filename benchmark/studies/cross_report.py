@@ -8,6 +8,7 @@ from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
 from benchmark.models.names import CORRECTED, UNCACHED
 from benchmark.report.markers import put_between
+from benchmark.report.page import bullets, listed
 from benchmark.report.plots import plt
 from benchmark.report.reading import read_results
 from benchmark.report.tables import DISTANCE_COLUMNS, MISSING, Result, Table, label, number
@@ -127,11 +128,10 @@ def _method(documents: Documents) -> str:
             "Temporal PSNR: temporal consistency of clips, PSNR of the differences between "
             "neighbouring frames against those of the uncached clip; flicker lowers it."
         )
-    return "\n".join(f"- {line}" for line in lines) + "\n"
+    return bullets(lines)
 
 
 def _introduction(name: str, document: Mapping[str, Any]) -> str:
-    environment = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
     settings, what = document["settings"], "clips" if _makes_clips(document) else "pictures"
     guidance = settings.get("guidance_scale")
     return (
@@ -140,7 +140,7 @@ def _introduction(name: str, document: Mapping[str, Any]) -> str:
         f"of the {settings['split']} split, {_steps(document)} steps, {settings['dtype']}"
         + ("" if guidance is None else f", guidance scale {guidance:g}")
         + f"; {settings['repetitions']} timed rounds after {settings['warmup']} untimed ones. "
-        f"Distance: {document['distance']}. Environment: {environment}. "
+        f"Distance: {document['distance']}. Environment: {listed(document['environment'])}. "
         f"All rows: [{name}/report.md]({name}/report.md)."
     )
 

@@ -6,6 +6,8 @@ and with those of float32.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from benchmark.models.families import FAMILIES
 from benchmark.models.loading import load_documented
 from benchmark.models.names import UNCACHED
+from benchmark.report.page import page
 from benchmark.report.tables import MISSING, Table, number
 from benchmark.run.rows import comparison_rows
 from benchmark.run.workbench import Workbench
@@ -37,29 +40,26 @@ def measure(
     The first row is the uncached one, the first type float32; ``make(dtype, row)`` makes pictures,
     `generate.Generated`. Every row is kept as soon as it is finished.
     """
-    uncached, results = rows[0], []
-    for dtype in dtypes:
-        for row in rows:
-            key = f"{dtype}-{row.key}"
-            kept = store.row(key)
-            if kept is None:
-                made = make(dtype, row)
-                if row is uncached:
-                    store.save_pictures(key, made.pictures)
-                own, exact = (store.pictures(f"{of}-{uncached.key}") for of in (dtype, dtypes[0]))
-                is_exact = row is uncached and dtype == dtypes[0]
-                fractions = [summary.compute_fraction for summary in made.summaries]
-                kept = {
-                    "dtype": dtype,
-                    "cache_method": row.name,
-                    "compute_fraction": round(fmean(fractions), 6) if fractions else 1.0,
-                    "psnr_db": None if row is uncached else spread(psnr(made.pictures, own)),
-                    "psnr_exact_db": None if is_exact else spread(psnr(made.pictures, exact)),
-                    "config": row.config and row.config.to_dict(),
-                }
-                store.save_row(key, kept)
-            results.append(kept)
-    return results
+    uncached = rows[0]
+
+    def found(dtype: str, row: Any) -> dict[str, Any]:
+        made = make(dtype, row)
+        if row is uncached:
+            store.save_pictures(f"{dtype}-{row.key}", made.pictures)
+        own, exact = (store.pictures(f"{of}-{uncached.key}") for of in (dtype, dtypes[0]))
+        is_exact = row is uncached and dtype == dtypes[0]
+        fractions = [summary.compute_fraction for summary in made.summaries]
+        return {
+            "dtype": dtype,
+            "cache_method": row.name,
+            "compute_fraction": round(fmean(fractions), 6) if fractions else 1.0,
+            "psnr_db": None if row is uncached else spread(psnr(made.pictures, own)),
+            "psnr_exact_db": None if is_exact else spread(psnr(made.pictures, exact)),
+            "config": row.config and row.config.to_dict(),
+        }
+
+    pairs = product(dtypes, rows)
+    return [store.kept_row(f"{d}-{row.key}", partial(found, d, row)) for d, row in pairs]
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Table:
@@ -82,19 +82,20 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Caching in half precision", heads, cells)
 
 
+NOTES = (
+    "PSNR: mean and minimum over the pictures, against the uncached picture of the same type and "
+    "against that of float32. The uncached line of the half precision type is what the type costs "
+    "by itself.",
+)
+
+
+def tables(document: Mapping[str, Any]) -> list[Table]:
+    return [table(document["results"])]
+
+
 def render(document: Mapping[str, Any]) -> str:
     """The report as markdown."""
-    settings = document["settings"]
-    environment = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
-    return (
-        f"# Caching in half precision\n\nModel `{settings['model']}`, {len(document['prompts'])} "
-        f"prompts of the {settings['split']} split, {settings['num_inference_steps'][0]} steps.\n\n"
-        f"{table(document['results']).markdown()}\n"
-        "- PSNR: mean and minimum over the pictures, against the uncached picture of the same type "
-        "and against that of float32. The uncached line of the half precision type is what the "
-        "type costs by itself.\n"
-        f"- Environment: {environment}.\n"
-    )
+    return page(document, "Caching in half precision", tables(document), NOTES)
 
 
 def run(settings: Settings, options: PrecisionOptions, console: Console) -> None:
@@ -118,4 +119,4 @@ def run(settings: Settings, options: PrecisionOptions, console: Console) -> None
             "prompts": bench.entries,
             "results": measure(bench.store, rows, list(benches), make, session.psnr),
         }
-    session.write(found, render, lambda document: [table(document["results"])])
+    session.write(found, render, tables)

@@ -16,6 +16,7 @@ from benchmark.gpu.probes import timed_calls
 from benchmark.models.loading import load_documented
 from benchmark.models.names import UNCACHED
 from benchmark.models.package import computed_calls
+from benchmark.report.page import page
 from benchmark.report.tables import Table
 from benchmark.run.generate import make_picture, prepared
 from benchmark.run.rows import Row, cached_row, uncached_row
@@ -73,11 +74,19 @@ def table(found: Mapping[str, Any]) -> Table:
     return Table(title, ("method", "reused call / computed call", "quartiles", "calls"), cells)
 
 
+NOTES = (
+    "A call is timed together with the scheduler's step after it, uncached and cached generations "
+    "by turns in one run.",
+)
+
+
+def tables(document: Mapping[str, Any]) -> list[Table]:
+    return [table(document)]
+
+
 def render(document: Mapping[str, Any]) -> str:
     """The report as markdown."""
-    shown, environment = table(document), document["environment"].items()
-    described = ", ".join(f"{key} {value}" for key, value in environment)
-    return f"# {shown.title}\n\n{shown.markdown()}\nEnvironment: {described}.\n"
+    return page(document, "What a reused call costs", tables(document), NOTES)
 
 
 def run(settings: Settings, console: Console) -> None:
@@ -88,4 +97,4 @@ def run(settings: Settings, console: Console) -> None:
         documented = load_documented(settings).items()
         rows = [cached_row(name, steps, config, own) for name, config in documented]
         found = measure(session.bench, [uncached_row(steps, own), *rows])
-    session.write(found, render, lambda document: [table(document)])
+    session.write({"prompts": session.bench.entries[:1], **found}, render, tables)

@@ -43,6 +43,17 @@ def kept_pictures(store: Store, row: Row, make: Callable[[Row], Generated]) -> T
     return kept
 
 
+def compared_pictures(
+    row: Row, made: Generated, reference: Tensor, psnr: Callable[[Any, Any], list[float]]
+) -> dict[str, Any]:
+    """Of every picture of a row the compute fraction, and the PSNR in dB to the uncached one."""
+    return {
+        "compute_fraction": [round(s.compute_fraction, 6) for s in made.summaries],
+        "psnr_db": [round(value, 4) for value in psnr(made.pictures, reference)],
+        "config": row.config.to_dict(),
+    }
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenStudy:
     """A study whose directory is its own and whose pipeline is loaded."""

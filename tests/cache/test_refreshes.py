@@ -1,4 +1,4 @@
-"""Sets of refreshed steps: given, evenly spaced, moved to other noise levels, averaged."""
+"""Sets of refreshed steps: given, evenly spaced, moved to other noise levels."""
 
 import pytest
 
@@ -6,8 +6,6 @@ from xfuser_adacorr.model_executor.cache.refreshes import (
     checked_schedule,
     evenly_spaced,
     interpolated_steps,
-    majority_steps,
-    ranked_steps,
     refreshed_steps,
 )
 
@@ -44,13 +42,3 @@ def test_even_spacing_on_an_axis():
     assert evenly_spaced([float(i) for i in range(13)], 4) == (0, 4, 8, 12)
     assert evenly_spaced([0.0, 1.0, 2.0, 10.0], 3) == (0, 2, 3)
     assert evenly_spaced([1.0, 0.5], 1) == (0,)
-
-
-def test_majority_and_ranking_of_steps():
-    shares = [1.0, 0.2, 0.6, 0.5, 0.0, 0.9]
-    assert majority_steps(shares) == (0, 2, 5)
-    assert ranked_steps(shares, 3) == (0, 2, 5)
-    assert ranked_steps(shares, 4) == (0, 2, 3, 5)
-    # of equals the one farthest from those chosen
-    assert ranked_steps([1.0, 0.5, 0.5, 0.5, 0.5], 2) == (0, 4)
-    assert ranked_steps([1.0, 0.5, 0.5, 0.5, 0.5], 3) == (0, 2, 4)

@@ -1,4 +1,4 @@
-"""Sets of refreshed steps: given, evenly spaced, moved to other noise levels, averaged."""
+"""Sets of refreshed steps: given, evenly spaced, moved to other noise levels."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -98,23 +98,3 @@ def interpolated_steps(
         above = min(below + 1, len(levels) - 1)
         wanted.append(levels[below] + (levels[above] - levels[below]) * (place - below))
     return nearest_steps(axis, wanted)
-
-
-def majority_steps(shares: Sequence[float]) -> tuple[int, ...]:
-    """Step 0 and the steps refreshed in more than half of the runs; ``shares``: one a step."""
-    return tuple(step for step, share in enumerate(shares) if share > 0.5 or step == 0)
-
-
-def ranked_steps(shares: Sequence[float], count: int) -> tuple[int, ...]:
-    """Step 0 and the ``count - 1`` steps refreshed most often; ``shares``: of the runs, a step.
-
-    Of equally frequent steps the one farthest from those already chosen comes first, then the
-    earlier one.
-    """
-    chosen = [0]
-    while len(chosen) < count:
-        free = (step for step in range(len(shares)) if step not in chosen)
-        chosen.append(
-            max(free, key=lambda i: (shares[i], min(abs(i - taken) for taken in chosen), -i))
-        )
-    return tuple(sorted(chosen))

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
 from xfuser_adacorr.model_executor.cache.engine import Lane
-from xfuser_adacorr.model_executor.cache.forecasts import as_velocity
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -40,7 +39,7 @@ from xfuser_adacorr.model_executor.cache.trace import (
     tensor_bytes,
 )
 
-from .outputs import replaced_sample, sample_of
+from .outputs import refreshed_output, reused_output
 from .stack import Stack
 
 
@@ -268,17 +267,15 @@ class ModelSite:
         """The forecast for a reused call; for a computed one its output, which repairs."""
         branch, lane, step = asked.branch, asked.branch.lane, asked.call.step
         if not asked.decision.compute:
-            lane.repair.owe(step, lane.forecast.weights(step))
-            sample = sample_of(branch.template)
-            return replaced_sample(branch.template, lane.forecast(step).to(sample.dtype))
-        sample = sample_of(output)
-        fresh = as_velocity(sample, latents, step)
-        missed = lane.forecast.missed(step, fresh)
-        lane.rule.computed(asked.call, asked.decision, missed, asked.record)
-        paid = lane.repair.pay(step, fresh, lane.forecast)
-        lane.forecast.update(step, fresh)
+            return reused_output(lane, step, branch.template)
         branch.template = output
-        return output if paid is fresh else replaced_sample(output, paid.to(sample.dtype))
+        return refreshed_output(
+            lane,
+            step,
+            latents,
+            output,
+            lambda missed: lane.rule.computed(asked.call, asked.decision, missed, asked.record),
+        )
 
 
 def _continues(last: Step, step: Step, num_steps: int | None) -> bool:

@@ -1,10 +1,17 @@
-"""The sample in what a model returned, and the same output with another sample."""
+"""The sample in what a model returned, and the same output with another sample.
+
+Where models, not samplers, are answered, this is what the engine's steps are for samplers.
+"""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+
+from xfuser_adacorr.model_executor.cache.engine import Lane
+from xfuser_adacorr.model_executor.cache.forecasts import as_velocity
+from xfuser_adacorr.model_executor.cache.step import Step
 
 
 def sample_of(output: Any) -> Tensor:
@@ -38,3 +45,21 @@ def replaced_sample(output: Any, sample: Tensor) -> Any:
     copied = copy.copy(output)
     copied.sample = replaced_sample(output.sample, sample)
     return copied
+
+
+def reused_output(lane: Lane, step: Step, template: Any) -> Any:
+    """The forecast in the form of ``template``, an earlier output; what that owes is remembered."""
+    lane.repair.owe(step, lane.forecast.weights(step))
+    return replaced_sample(template, lane.forecast(step).to(sample_of(template).dtype))
+
+
+def refreshed_output(
+    lane: Lane, step: Step, latents: Tensor, output: Any, learn: Callable[[list[Tensor]], None]
+) -> Any:
+    """A computed output with what is owed; ``learn`` is told what the forecast missed."""
+    sample = sample_of(output)
+    fresh = as_velocity(sample, latents, step)
+    learn(lane.forecast.missed(step, fresh))
+    paid = lane.repair.pay(step, fresh, lane.forecast)
+    lane.forecast.update(step, fresh)
+    return output if paid is fresh else replaced_sample(output, paid.to(sample.dtype))

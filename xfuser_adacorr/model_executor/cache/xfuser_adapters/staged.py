@@ -24,7 +24,6 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
     config_of,
 )
 from xfuser_adacorr.model_executor.cache.engine import Lane, decide
-from xfuser_adacorr.model_executor.cache.forecasts import as_velocity
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -45,7 +44,11 @@ from xfuser_adacorr.model_executor.cache.schedulers import (
     repair_of,
     unwrapped,
 )
-from xfuser_adacorr.model_executor.cache.sites.outputs import replaced_sample, sample_of
+from xfuser_adacorr.model_executor.cache.sites.outputs import (
+    refreshed_output,
+    reused_output,
+    sample_of,
+)
 from xfuser_adacorr.model_executor.cache.sites.stack import Stack
 from xfuser_adacorr.model_executor.cache.step import Step
 from xfuser_adacorr.model_executor.cache.trace import (
@@ -298,14 +301,11 @@ class StagedSite:
         if self.run.steps is not None and not self.stage.patch:
             self.run.steps.called(step, asked.decision.compute)
         if not asked.decision.compute:
-            lane.repair.owe(step, lane.forecast.weights(step))
-            sample = sample_of(part.template)
-            return replaced_sample(part.template, lane.forecast(step).to(sample.dtype))
-        sample, part.template = sample_of(output), output
-        fresh = as_velocity(sample, sample, step)
-        missed = lane.forecast.missed(step, fresh)
-        paid = lane.repair.pay(step, fresh, lane.forecast)
-        lane.forecast.update(step, fresh)
-        if not step.is_last:  # nobody asks what the last refresh found
-            self.stage.send_found(torch.stack(missed).tolist())
-        return output if paid is fresh else replaced_sample(output, paid.to(sample.dtype))
+            return reused_output(lane, step, part.template)
+        part.template = output
+
+        def tell(missed: list[Tensor]) -> None:
+            if not step.is_last:  # nobody asks what the last refresh found
+                self.stage.send_found(torch.stack(missed).tolist())
+
+        return refreshed_output(lane, step, sample_of(output), output, tell)

@@ -1,5 +1,6 @@
 """Figures of a report. Each function writes one picture file."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def plot_grid(path: Path, rows: Sequence[tuple[str, Path]], prompts: Sequence[st
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
     for axis, prompt in zip(axes[0], prompts, strict=False):
-        axis.set_title(_wrap(prompt), fontsize=5)
+        axis.set_title(textwrap.fill(prompt, 22), fontsize=5)
     figure.subplots_adjust(wspace=0.04, hspace=0.04)
     _save(figure, path)
 
@@ -60,15 +61,6 @@ def still(path: Path) -> np.ndarray:
     if len(frames) > 1:
         frames = [frames[0], frames[len(frames) // 2], frames[-1]]
     return np.concatenate(frames, axis=1)
-
-
-def _wrap(text: str, width: int = 22) -> str:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
 
 
 def plot_quality(path: Path, results: Sequence[Result], *, quantity: str, title: str) -> None:

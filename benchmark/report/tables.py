@@ -82,7 +82,7 @@ def knob(result: Result) -> str:
         given = config["schedule"]
         return f"schedule {given if isinstance(given, int) else ' '.join(map(str, given or ()))}"
     names = ["rel_l1_thresh"] if config["use_cache"] != "Auto" else []
-    if config["enable_adacorrection"]:
+    if config["enable_adacorrection"] or config["use_cache"] == "Auto":
         names += ["adacorr_tolerance", *(n for n in STUDIED if config.get(n, 1.0) != 1.0)]
     return ", ".join(
         f"{name} {MISSING if config.get(name) is None else f'{config[name]:g}'}" for name in names

@@ -1,9 +1,10 @@
 """Curves over compute: interpolation, the best points, and values at equal compute."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby, pairwise
 from statistics import fmean
 from typing import Any, TypeVar
+
+import numpy as np
 
 from benchmark.models.names import UNCACHED
 from benchmark.score.pictures import PSNR_CAP_DB
@@ -19,18 +20,11 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | Non
 
     Points at the same compute fraction count as their mean.
     """
-    ordered = sorted(points)
-    curve = []
-    for x, group in groupby(ordered, key=lambda point: point[0]):
-        values = [y for _, y in group]
-        curve.append((x, sum(values) / len(values)))
-    for x, y in curve:
-        if x == at:
-            return y
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        if x0 < at < x1:
-            return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
-    return None
+    places = sorted({x for x, _ in points})
+    if not places or not places[0] <= at <= places[-1]:
+        return None
+    values = [fmean(y for x, y in points if x == place) for place in places]
+    return float(np.interp(at, places, values))
 
 
 def unbeaten(

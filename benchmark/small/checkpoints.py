@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from benchmark.run.store import whole_file
+
 
 def save_atomic(content: Any, path: Path) -> None:
-    """`torch.save` to a neighbouring file that then takes the name `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    """`torch.save` by `whole_file`."""
+    with whole_file(path) as partial:
+        torch.save(content, partial)
 
 
 def load_state(path: Path) -> Any:

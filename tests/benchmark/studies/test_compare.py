@@ -147,7 +147,7 @@ def test_a_sweep_draws_curves_and_interpolates_them(command, tmp_path, monkeypat
     )
     assert entry["psnr_db"] == half["psnr_db"]["mean"]
     report = (tmp_path / "out" / "report.md").read_text()
-    for text in ("Fb+AdaCorrection over Fb", "Auto over DPM-Solver++, fewer steps", "| rel_l1_"):
+    for text in ("at compute fraction 0.25 / 0.35 / 0.5", "| Fb+AdaCorrection | rel_l1_thresh 0.1"):
         assert text in report
 
 
@@ -155,8 +155,8 @@ def test_the_study_tabulates_gamma_and_lambda(command, tmp_path):
     arguments = ("--gamma_lambda_study", "--num_inference_steps", 6, "--cache_methods", "Auto")
     assert command(*arguments, "--num_prompts", 1, "--adacorr_tolerance", 0.1) == 0
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "| lambda 0.5 | lambda 1 | lambda 2 |" in report
-    assert report.count("| gamma ") == 3
+    assert report.count("| Auto | adacorr_tolerance 0.1") == 9
+    assert "| adacorr_tolerance 0.1, adacorr_gamma 0.5, adacorr_lambda 2 |" in report
 
 
 def test_pictures_of_another_size_or_content_are_not_judged(command, tmp_path):

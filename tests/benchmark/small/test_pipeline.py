@@ -138,7 +138,7 @@ def test_the_autoencoder_reconstructs_fresh_pictures(pipeline):
 
 
 def test_pictures_of_held_back_prompts_show_their_scene(pipeline, judge):
-    accuracy = split_accuracy(FAMILY, pipeline, judge, "test", steps=20, number=32)
+    accuracy = split_accuracy(FAMILY, pipeline, judge, "test", steps=20, number=12)
     assert accuracy["attributes"] > 0.95
     assert accuracy["whole"] > 0.85
 

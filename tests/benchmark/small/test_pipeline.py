@@ -1,6 +1,6 @@
 """The shipped FLUX pipeline and judge, and the pieces that they are made of."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -196,8 +196,10 @@ def test_the_judge_names_what_is_wrong_with_its_arguments(judge, tmp_path):
         load_judge(tmp_path)
 
 
-def test_the_training_script_explains_itself():
+def test_the_training_script_explains_itself(monkeypatch, capsys):
     script = Path(__file__).parents[3] / "scripts" / "train_small.py"
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "--work-dir" in done.stdout
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 0
+    assert "--work-dir" in capsys.readouterr().out

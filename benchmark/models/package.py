@@ -38,31 +38,3 @@ def log_snrs(scheduler: Any) -> list[float]:
 def computed_calls(summary: Any) -> list[bool]:
     """Of each call (or step) of a run in its order, whether it was computed and not reused."""
     return [call.refreshed for call in summary.trace.calls]
-
-
-__all__ = [
-    "AUTO_TOLERANCE",
-    "SCHEDULE_FILE",
-    "VIDEO_FPS",
-    "DampedLine",
-    "ErrorRule",
-    "LastValue",
-    "Line",
-    "NoRepair",
-    "Steps",
-    "StoredSchedule",
-    "Warmup",
-    "computed_calls",
-    "describe_sampler",
-    "error_rule",
-    "even_starts",
-    "evenly_spaced",
-    "find_family",
-    "log_snrs",
-    "model_fingerprint",
-    "ranks",
-    "read_places",
-    "save_schedule",
-    "search_schedule",
-    "within_budget",
-]

@@ -4,17 +4,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from xfuser_adacorr.model_executor.cache.methods.options import check_count, check_number
 from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
 
-from .learned_fit import RIDGE, ROUNDS, ScheduleFit
+from .gap_path import cheapest_schedule
+from .learned_fit import RIDGE, ScheduleFit
 from .learned_runs import ClosedLoop
 from .plan_file import (
     PLAN_FILE,
@@ -28,11 +30,14 @@ from .plan_file import (
 )
 from .prompt_calls import batched_calls
 from .search import Steps, near_moves, search_schedule
+from .unseen import Unseen
 
 BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 SEARCH_EVALUATIONS = 60
-AUTO_CALLS = 4
-"""Calls whose steps under `Auto` are averaged to begin a search from."""
+AUTO_PROMPTS = 4
+"""Prompts, at least, whose steps under `Auto` are averaged to begin a search from."""
+GAP_POWERS = (1.0, 2.0)
+"""Of a gap's cost, in the sums of two schedules to begin from."""
 
 
 def calibrate_learned(
@@ -57,7 +62,8 @@ def calibrate_learned(
 
     Every prompt is sampled once in full; then for each budget schedules are searched, each fitted
     in closed form along the trajectories that it leads to, which costs its computed steps a prompt.
-    Interrupted, the same call goes on after the last budget that was done.
+    While schedules are compared, every third prompt goes along without being fitted on; the best
+    one is then fitted on all. Interrupted, the same call goes on after the last budget done.
 
     Args:
         pipe: a pipeline whose loop calls ``scheduler.step``, without a cache.
@@ -71,8 +77,9 @@ def calibrate_learned(
             directory. Plans for other steps that it has stay in it.
         held_out: prompts, from the end of the list, that are not fitted on; the PSNR is stated
             for them. None: a quarter. 0: it is stated for those that were fitted on.
-        starts: schedules to begin the searches from, beside even ones, those that `Auto` takes, and
-            those of a plan for the same steps that ``output`` holds.
+        starts: schedules to begin the searches from, beside even ones, those that `Auto` takes,
+            those that the uncached runs suggest, and those of a plan in ``output`` for the same
+            steps.
         batch_size: prompts a call, where the pipeline takes lists.
         denoisers: as in `enable_cache`.
         name: of the plan; None: made from the sampler and its steps.
@@ -100,20 +107,22 @@ def calibrate_learned(
     if held_out >= len(prompts):
         raise ValueError(f"held_out must leave prompts to fit on, got {held_out} of {len(prompts)}")
     call = {"num_inference_steps": num_inference_steps, **_output_type(pipe, call), **call}
-    calls = batched_calls(prompts, batch_size, seed, call)
+    fitted = len(prompts) - held_out
+    calls = batched_calls(prompts[:fitted], batch_size, seed, call)
+    others = batched_calls(prompts[fitted:], batch_size, seed + fitted, call) if held_out else []
     before = PlanFile(fingerprints=fingerprints(models), plans=(), path=str(path))
     if path.is_file():
         before = PlanFile.load(path)
         before.check_models(models)
 
     loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30)
-    with tqdm(total=len(calls), desc="uncached runs", disable=not progress) as bar:
+    with tqdm(total=len(calls) + len(others), desc="uncached", disable=not progress) as bar:
         loop.record(lambda index: bar.update())
-    loop.hold_out(held_out)
+        unseen = Unseen(pipe, models, others or calls, lambda index: bar.update())
     settings = {
         "prompts": len(prompts),
         "held_out": held_out,
-        "prompts_digest": _digest(calls),
+        "prompts_digest": _digest([*calls, *others]),
         "seed": seed,
         "search_evaluations": search_evaluations,
         "batch_size": batch_size,
@@ -134,7 +143,8 @@ def calibrate_learned(
                     bar.set_postfix_str(f"{best:.1f} dB")
 
                 course = find_course(loop, count, search_evaluations, seed, begin, tried)
-            checkpoint.note(count, course)
+                pictures = unseen.psnr_db(course.steps, course.coefficients)
+            checkpoint.note(count, measured(course, pictures))
     plan = Plan(
         name=name or f"{loop.places.sampler['class']}-{steps}",
         sampler=loop.places.sampler,
@@ -156,74 +166,71 @@ def find_course(
     starts: Sequence[Steps] = (),
     tried: Callable[[float], None] = lambda best: None,
 ) -> Course:
-    """The best schedule of ``count`` steps that a search finds, fitted, and its PSNR.
+    """The best schedule of ``count`` steps that a search finds, fitted to all samples.
 
     ``starts`` are schedules to begin from, beside the usual ones; ``tried`` is told the best score
     after every evaluation.
     """
     best: list[tuple[float, ScheduleFit]] = []
-    unseen: dict[Steps, float] = {}
-    """Of every schedule, how it does on the prompts held out."""
 
     def score(steps: Steps) -> float:
-        fit, final, _ = loop.follow(steps, best[0][1] if best else None)
-        found = loop.psnr_db(final)
-        unseen[steps] = loop.unseen_mean(found)
-        value = float(found[loop.fitted].median())
+        fit, final = loop.follow(steps, best[0][1] if best else None)
+        value = middle_mean(loop.psnr_db(final))
         if not best or value > best[0][0]:
             best[:] = [(value, fit)]
         tried(best[0][0])
         return value
 
-    starts = starting_schedules(loop, count, starts)
     found = search_schedule(
         score,
-        starts,
+        starting_schedules(loop, count, starts),
         len(loop.places.steps),
         seed=seed,
         max_evaluations=evaluations,
         neighbours=near_moves,
     )
-    # A search may suit its own prompts alone, and so may weights: the prompts held out decide.
-    start = max((s for s in starts if s in unseen), key=lambda s: unseen[s])
-    choices = {}
-    for steps in dict.fromkeys((found.steps, start)):
-        choices[steps, ROUNDS] = unseen[steps]
-        choices[steps, 1] = loop.unseen_mean(loop.psnr_db(loop.follow(steps, rounds=1)[1]))
-    steps, rounds = max(choices, key=lambda choice: choices[choice])
-    fit, _, outputs = loop.follow(steps, rounds=rounds, to_the_end=True)
-    measured = loop.unseen_pictures(loop.picture_psnr_db(outputs))
-    return Course(
-        steps=steps,
-        coefficients=tuple(tuple(row) for row in fit.coefficients),
-        psnr_db=float(measured.mean()),
-        psnr_spread_db=float(measured.std()) if len(measured) > 1 else None,
-        measured_on=len(measured),
-    )
+    return _course(loop.follow(found.steps, everything=True)[0])
 
 
 def fitted_course(loop: ClosedLoop, count: int) -> Course:
     """The best of the usual schedules of ``count`` steps, fitted, without a search."""
-    scores: dict[Steps, tuple[float, ScheduleFit]] = {}
-    for steps in starting_schedules(loop, count):
-        fit, final, _ = loop.follow(steps)
-        scores[steps] = float(loop.psnr_db(final).median()), fit
-    steps = max(scores, key=lambda each: scores[each][0])
-    rows = tuple(tuple(row) for row in scores[steps][1].coefficients)
-    return Course(steps=steps, coefficients=rows, psnr_db=None)
+    return find_course(loop, count, len(starting_schedules(loop, count)))
 
 
 def starting_schedules(loop: ClosedLoop, count: int, given: Sequence[Steps] = ()) -> list[Steps]:
-    """Those given of so many steps, `Auto`'s, evenly spaced with the last step and without."""
+    """Those given of so many steps, the cheapest over the uncached trajectories' gaps, `Auto`'s,
+    evenly spaced with the last step and without."""
     steps = range(len(loop.places.steps))
     starts = [tuple(each) for each in given if len(each) == count]
+    starts += [cheapest_schedule(loop.gap_costs, count, power) for power in GAP_POWERS]
     if count > 1:
-        auto = loop.auto_steps(count, min(AUTO_CALLS, len(loop.rows)))
+        auto = loop.auto_steps(count, AUTO_PROMPTS)
         starts += [auto] if len(auto) == count else []
     starts.append(evenly_spaced(steps, count))
     if count < len(steps):
         starts.append(evenly_spaced(steps, count + 1)[:-1])
     return list(dict.fromkeys(starts))
+
+
+def middle_mean(values: Tensor) -> float:
+    """Mean of the middle half: neither a hard picture nor an easy one decides."""
+    ordered, spared = values.sort().values, len(values) // 4
+    return float(ordered[spared : len(values) - spared].mean())
+
+
+def _course(fit: ScheduleFit) -> Course:
+    rows = tuple(tuple(row) for row in fit.coefficients)
+    return Course(steps=fit.schedule, coefficients=rows, psnr_db=None)
+
+
+def measured(course: Course, psnr_db: Tensor) -> Course:
+    """The course with the PSNR of pictures that were made along it."""
+    return replace(
+        course,
+        psnr_db=float(psnr_db.mean()),
+        psnr_spread_db=float(psnr_db.std()) if len(psnr_db) > 1 else None,
+        measured_on=len(psnr_db),
+    )
 
 
 # -- options and files ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,10 +21,14 @@ from xfuser_adacorr.model_executor.cache.methods.learned import (
 from xfuser_adacorr.model_executor.cache.refreshes import nearest_steps
 from xfuser_adacorr.model_executor.cache.schedulers import Places
 
-from .learned_fit import RIDGE, ROUNDS, ScheduleFit
-from .pictures import pictures_of, psnr
+from .gap_path import gap_costs
+from .learned_fit import ScheduleFit
+from .pictures import psnr
 from .side_by_side import SideBySide, UntilTheEnd
 from .trajectories import Recorder, Trajectories
+
+LEAST_SPLIT = 6
+"""Samples from which on every third goes along without being fitted on, to compare schedules."""
 
 
 class ClosedLoop:
@@ -39,18 +44,18 @@ class ClosedLoop:
         self.runs = SideBySide(pipe, models, calls)
         self._memory_limit = memory_limit
         self.uncached: Trajectories | None = None
-        self.pictures: list[Tensor] = []
         self.places: Places | None = None
         self.rows: list[int] = []
         """Samples of each call."""
         self.fitted: Tensor | None = None
+        """``[K]``: whether a sample is fitted on while schedules are compared."""
         self.computed = 0
         """Sampling steps computed so far, each of one call."""
 
     # -- the uncached runs -----------------------------------------------------------------------
 
     def record(self, finished: Callable[[int], None] = lambda index: None) -> None:
-        """Run every call uncached, and keep its trajectory and its pictures."""
+        """Run every call uncached, and keep its trajectory."""
         begun: set[int] = set()
 
         def lane(places: Places, stepper: Any, scope: Any) -> Lane:
@@ -65,21 +70,24 @@ class ClosedLoop:
                 self.uncached = Trajectories(len(places.steps), self._memory_limit)
             rule = OnCourse(range(len(places.steps)))
             recorder = Recorder(self.uncached, self.runs.index, flow_points(places))
-            return Lane(rule, LastValue(), recorder)
+            return Lane(rule, LastValue(), UntilTheEnd(recorder, lambda result: None))
 
-        outputs, _ = self.runs.run(lane, finished=finished)
+        self.runs.run(lane, finished=finished)
         if self.uncached is None:
             raise ValueError("the pipeline took no step that could be recorded")
         self.uncached.check()
-        self.pictures = [pictures_of(output) for output in outputs]
-        self.rows = [self.uncached.shape(i)[1] for i in range(len(self.runs.calls))]
+        self._count_rows()
 
     def take_over(self, trajectories: Sequence[Trajectories], places: Places) -> None:
-        """Take what was recorded elsewhere, of one call each, all of it to be fitted on."""
+        """Take what was recorded elsewhere, of one call each."""
         self.places, self.uncached = places, Trajectories(len(places.steps))
         self.uncached._parts = {i: each._parts[0] for i, each in enumerate(trajectories)}
-        self.rows = [self.uncached.shape(i)[1] for i in range(len(trajectories))]
-        self.fitted = torch.ones(sum(self.rows), dtype=torch.bool)
+        self._count_rows()
+
+    def _count_rows(self) -> None:
+        self.rows = [self.uncached.shape(i)[1] for i in range(len(self.runs.calls))]
+        count = sum(self.rows)
+        self.fitted = torch.arange(count) % 3 != 2 if count >= LEAST_SPLIT else None
 
     def _check_places(self, places: Places, stepper: Any) -> None:
         unfit = unlearnable(stepper, places)
@@ -98,20 +106,6 @@ class ClosedLoop:
         """As the pipeline told it."""
         return told_guidance(self.runs.pipes[0])
 
-    def hold_out(self, prompts: int) -> None:
-        """Leave the last prompts out of what is fitted."""
-        counts = [len(call["seeds"]) for call in self.runs.calls]
-        keep, flags, before = sum(counts) - prompts, [], 0
-        for count, rows in zip(counts, self.rows, strict=True):
-            if rows % count:
-                raise ValueError(
-                    f"prompts: a call with {count} prompts has latents of {rows} samples, which "
-                    "cannot be told apart; use batch_size=1"
-                )
-            flags += [before + row % count < keep for row in range(rows)]
-            before += count
-        self.fitted = torch.tensor(flags)
-
     # -- along a schedule ------------------------------------------------------------------------
 
     def follow(
@@ -119,15 +113,14 @@ class ClosedLoop:
         schedule: Sequence[int],
         known: ScheduleFit | None = None,
         *,
-        rounds: int = ROUNDS,
-        to_the_end: bool = False,
-    ) -> tuple[ScheduleFit, Tensor, list[Any]]:
-        """Fit a schedule: the fit, the final y ``[K, D]``, and the outputs if ``to_the_end``.
+        everything: bool = False,
+    ) -> tuple[ScheduleFit, Tensor]:
+        """Fit a schedule: the fit, and the final y ``[K, D]``.
 
-        ``rounds`` as in `fit_gap`: of 1 all samples count alike. What a ``known`` fit has in
-        common with it is not computed again, but for the first step.
+        ``everything``: fitted on all samples, not on the ``fitted`` ones alone. What a ``known``
+        fit has in common with it is not computed again, but for the first step.
         """
-        fit = ScheduleFit(schedule, self.times, self.fitted, RIDGE, rounds)
+        fit = ScheduleFit(schedule, self.times, None if everything else self.fitted)
         shared = fit.begin_as(known) if known is not None else 0
         finals: list[Tensor | None] = [None] * len(self.rows)
         places_computed = {0, *fit.schedule[shared:]}
@@ -140,14 +133,12 @@ class ClosedLoop:
             def ended(result: Any) -> None:
                 finals[index] = line._y.flatten(1).cpu()
 
-            repair = line if to_the_end else UntilTheEnd(line, ended)
-            return Lane(OnCourse(places_computed), LastValue(), repair)
+            return Lane(OnCourse(places_computed), LastValue(), UntilTheEnd(line, ended))
 
         self._met: dict[int, tuple[Tensor, Tensor]] = {}
-        outputs, _ = self.runs.run(lane, meeting=True)
+        self.runs.run(lane, meeting=True)
         self.computed += len(places_computed) * len(self.rows)
-        final = torch.empty(0) if to_the_end else torch.cat(finals)
-        return fit, final, outputs
+        return fit, torch.cat(finals)
 
     def meet(
         self, fit: ScheduleFit, shared: int, k: int, index: int, y: Tensor, velocity: Tensor | None
@@ -172,34 +163,16 @@ class ClosedLoop:
         peak = wanted.amax(dim=1) - wanted.amin(dim=1)
         return psnr((final.double() - wanted).square().mean(dim=1), peak)
 
-    def picture_psnr_db(self, outputs: Sequence[Any]) -> Tensor:
-        """PSNR of every picture against the uncached one, in the order of the prompts."""
-        found = []
-        for output, wanted in zip(outputs, self.pictures, strict=True):
-            made = pictures_of(output)
-            low, high = wanted.min(), wanted.max()
-            peak = torch.ones(()) if low >= 0.0 and high <= 1.0 else high - low
-            found.append(psnr((made - wanted).square().flatten(1).mean(dim=1), peak))
-        return torch.cat(found)
+    # -- schedules to begin from -----------------------------------------------------------------
 
-    def unseen_mean(self, values: Tensor) -> float:
-        """Mean of ``[K]`` over the samples held out; over all of them where there are none."""
-        unseen = values[~self.fitted]
-        return float((unseen if len(unseen) else values).mean())
+    @cached_property
+    def gap_costs(self) -> Tensor:
+        """Of the uncached trajectories (`gap_path.gap_costs`)."""
+        return gap_costs(self.uncached.gram())
 
-    def unseen_pictures(self, values: Tensor) -> Tensor:
-        """Those of the prompts held out, of one value a prompt; all where there are none."""
-        flags, row = [], 0
-        for call, rows in zip(self.runs.calls, self.rows, strict=True):
-            flags += self.fitted[row : row + len(call["seeds"])].tolist()
-            row += rows
-        unseen = values[~torch.tensor(flags)] if len(flags) == len(values) else values
-        return unseen if len(unseen) else values
-
-    # -- the steps that Auto takes ---------------------------------------------------------------
-
-    def auto_steps(self, count: int, calls: int) -> tuple[int, ...]:
-        """The steps that `Auto` computes with a budget of ``count``, averaged over the calls."""
+    def auto_steps(self, count: int, prompts: int) -> tuple[int, ...]:
+        """The steps that `Auto` computes with a budget of ``count``, averaged over calls of as
+        many prompts or more."""
         steps = len(self.places.steps)
         method = Auto(target_compute=count / steps, use_plan=False)
 
@@ -208,6 +181,9 @@ class ClosedLoop:
             own.repair = UntilTheEnd(own.repair, lambda result: None)
             return own
 
+        calls, rows = 0, 0
+        while rows < prompts and calls < len(self.rows):
+            calls, rows = calls + 1, rows + self.rows[calls]
         some = self.runs.first(calls)
         _, traces = some.run(lane)
         self.computed += count * calls

@@ -45,6 +45,15 @@ class Trajectories:
         """y of all calls at a step, ``[K, D]``."""
         return torch.cat([self._parts[index][place] for index in sorted(self._parts)])
 
+    def gram(self) -> Tensor:
+        """Inner products of each sample's moves from step to step, ``[K, N, N]`` float64."""
+        found = []
+        for index in sorted(self._parts):
+            for sample in self._parts[index].unbind(dim=1):
+                moves = sample.diff(dim=0).double()
+                found.append(moves @ moves.T)
+        return torch.stack(found)
+
     def shape(self, index: int) -> tuple[int, ...]:
         """``(N + 1, R, D)`` of a call's part."""
         return tuple(self._parts[index].shape)

@@ -159,18 +159,24 @@ def bind_plans(given: str | None, pipe: Any, models: Mapping[str, Any]) -> Bound
 
 
 def learned_lane(plan: "Plan", course: "Course", places: "Places") -> "Lane":
-    """A run along a course: its rule, and the repair that moves the latents."""
+    """A run along a plan's course: its rule, and the repair that moves the latents."""
+    lane = course_lane(course.steps, course.coefficients, places)
+    name = plan.name + (" (interpolated)" if plan.interpolated else "")
+    lane.rule.plan = {"plan": name, "expected_psnr_db": course.psnr_db}
+    return lane
+
+
+def course_lane(
+    steps: Sequence[int], coefficients: Sequence[Sequence[float]], places: "Places"
+) -> "Lane":
+    """A run that computes ``steps``, and moves from each to the next by a row of coefficients."""
     from xfuser_adacorr.model_executor.cache.adacorrection.straight_line import StraightLine
     from xfuser_adacorr.model_executor.cache.engine import Lane
     from xfuser_adacorr.model_executor.cache.flow_coordinates import direction, flow_points
     from xfuser_adacorr.model_executor.cache.forecasts import LastValue
 
-    rule = OnCourse(course.steps)
-    name = plan.name + (" (interpolated)" if plan.interpolated else "")
-    rule.plan = {"plan": name, "expected_psnr_db": course.psnr_db}
-    moves = StoredMoves(course.coefficients)
-    line = StraightLine(flow_points(places), course.steps, direction(places), moves)
-    return Lane(rule, LastValue(), line, checked_first)
+    line = StraightLine(flow_points(places), steps, direction(places), StoredMoves(coefficients))
+    return Lane(OnCourse(steps), LastValue(), line, checked_first)
 
 
 def checked_first(lane: "Lane", step: Step, arguments: Mapping[str, Any]) -> "Lane":

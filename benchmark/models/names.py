@@ -15,7 +15,7 @@ LEARNED, LEARNING = "Learned", "Auto, learn=1"
 """Learned plans: made beforehand, and out of the first generation."""
 OURS = (*METHODS, *(name + CORRECTED for name in METHODS if name != "Auto"))
 METHOD_NAMES = (UNCACHED, *OURS)
-ACCEPTED_METHODS = (*METHOD_NAMES, *SCHEDULES, *PEERS)
+ACCEPTED_METHODS = (*METHOD_NAMES, *SCHEDULES, LEARNED, LEARNING, *PEERS)
 TARGETS = ("target_compute", "target_speedup")
 """Options that state the compute of a run, in place of ``adacorr_tolerance``."""
 SCHEDULE_OPTIONS = ("schedule", "stand_in", "schedule_interpolation", "calibration")
@@ -32,7 +32,7 @@ def expanded(methods: Sequence[str], corrected: bool) -> tuple[str, ...]:
     for method in methods:
         method = "Auto" if method == "Auto" + CORRECTED else method
         listed.append(method)
-        alone = method in (UNCACHED, "Auto") or is_peer(method)
+        alone = method in (UNCACHED, "Auto", LEARNED, LEARNING) or is_peer(method)
         if corrected and not alone and not method.endswith(CORRECTED):
             listed.append(method + CORRECTED)
     return tuple(dict.fromkeys(listed))

@@ -6,6 +6,12 @@ from xfuser_adacorr.model_executor.cache import ranks
 from xfuser_adacorr.model_executor.cache.adacorrection.euler import NoRepair
 from xfuser_adacorr.model_executor.cache.adacorrection.rule import ErrorRule
 from xfuser_adacorr.model_executor.cache.calibration.files import model_fingerprint
+from xfuser_adacorr.model_executor.cache.calibration.plan_file import (
+    PLAN_FILE,
+    Course,
+    Plan,
+    PlanFile,
+)
 from xfuser_adacorr.model_executor.cache.calibration.search import (
     Steps,
     even_starts,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
-from benchmark.models.loading import call_arguments, entry_text
+from benchmark.models.loading import call_arguments, entry_text, load_prompts
 from benchmark.models.schedulers import make_scheduler
 from benchmark.peers import PeerConfig, enabled
 from benchmark.run.flops import counted_flops, denoisers
@@ -116,6 +116,15 @@ def groups(entries: Entries) -> Iterator[Entries]:
         yield entries[start : start + replicas()]
 
 
+def teach(pipe: Any, settings: Settings, row: Row) -> None:
+    """Let a row's method that learns do so, from development prompts; it is enabled."""
+    count = getattr(row.config, "learn", None)
+    if count is not None:
+        chosen = replace(settings, split="development", num_prompts=count)
+        for entry in load_prompts(chosen):
+            make_picture(pipe, settings, entry, row.num_inference_steps)
+
+
 def generate_row(
     pipe: Any,
     settings: Settings,
@@ -127,14 +136,16 @@ def generate_row(
     pictures, summaries = [], []
     cached = row.config is not None and not isinstance(row.config, PeerConfig)
     counted = nullcontext() if is_joined() else counted_flops(denoisers(pipe))
-    with counted as flops, prepared(pipe, row):
-        for group in groups(entries):
-            made = make_group(pipe, settings, group, row.num_inference_steps, cached)
-            for picture, summary in made:
-                pictures.append(picture)
-                if cached:
-                    summaries.append(summary)
-                on_picture()
+    with prepared(pipe, row):
+        teach(pipe, settings, row)
+        with counted as flops:
+            for group in groups(entries):
+                made = make_group(pipe, settings, group, row.num_inference_steps, cached)
+                for picture, summary in made:
+                    pictures.append(picture)
+                    if cached:
+                        summaries.append(summary)
+                    on_picture()
     return Generated(torch.stack(pictures), summaries, flops and flops.total)
 
 
@@ -170,6 +181,7 @@ def time_rows(
     for turn in range(settings.warmup + settings.repetitions):
         for row in rows:
             with prepared(pipe, row):
+                teach(pipe, settings, row)
                 steps = row.num_inference_steps
                 make_group(pipe, settings, entries[: replicas()], steps, False)
                 for group in groups(entries):

@@ -9,15 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.models.families import DPM_SOLVER, EULER, Ode
-from benchmark.models.names import CORRECTED, SCHEDULE, SCHEDULE_OPTIONS, TARGETS, UNCACHED, changed
+from benchmark.models.names import (
+    CORRECTED,
+    LEARNED,
+    LEARNING,
+    SCHEDULE,
+    SCHEDULE_OPTIONS,
+    TARGETS,
+    UNCACHED,
+    changed,
+)
 from benchmark.peers import PeerConfig, is_peer, peer_config
-from xfuser_adacorr import CacheConfig
+from xfuser_adacorr import Auto, CacheConfig
 
 SOLVERS = (EULER, DPM_SOLVER)
 """FLUX's: its own, and another."""
 ODE = "ODE"
 LITERAL = "literal"
 """The ``adacorr_mode`` that saves no compute."""
+LEARNING_COMPUTE = 0.35
+"""Share of the steps that a run which learns computes, if none is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +43,8 @@ class Row:
     """Steps that the row itself takes."""
     solver: str = EULER
     config: CacheConfig | PeerConfig | None = None
+    plan: str | None = None
+    """Of a row that follows a stored plan the digest of its file: another plan is another row."""
 
     @property
     def is_reference(self) -> bool:
@@ -56,6 +69,7 @@ class Row:
             "num_inference_steps": self.num_inference_steps,
             "solver": self.solver,
             "config": self.config and self.config.to_dict(),
+            **({} if self.plan is None else {"plan": self.plan}),
         }
 
 
@@ -101,6 +115,9 @@ def method_config(
     """
     if is_peer(name):
         return peer_config(name)
+    if name == LEARNING:
+        targets = {o: value for o, value in options.items() if o in TARGETS}
+        return Auto(learn=1, use_plan=False, **(targets or {"target_compute": LEARNING_COMPUTE}))
     base = name.removesuffix(CORRECTED)
     if name in documented:
         config = documented[name]
@@ -124,6 +141,8 @@ def applies(option: str, name: str, options: Mapping[str, Any]) -> bool:
     base, corrected = name.removesuffix(CORRECTED), name == "Auto" or name.endswith(CORRECTED)
     if is_peer(name) or name == UNCACHED:
         return False
+    if name in (LEARNED, LEARNING):
+        return option in TARGETS
     if base == SCHEDULE or option in SCHEDULE_OPTIONS:
         of_schedule = base == SCHEDULE and option in SCHEDULE_OPTIONS
         return of_schedule and not (option == "stand_in" and corrected)

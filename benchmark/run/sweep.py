@@ -1,14 +1,16 @@
 """The rows of a sweep: every method at every setting of its knob, and fewer steps."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmark.models.names import CORRECTED, SCHEDULES, UNCACHED
-from benchmark.models.package import evenly_spaced
+from benchmark.models.names import CORRECTED, LEARNED, LEARNING, SCHEDULES, UNCACHED
+from benchmark.models.package import PLAN_FILE, Plan, PlanFile, evenly_spaced
 from benchmark.peers import is_peer, peer_config, sweep_options
 from benchmark.run.rows import (
     SOLVERS,
@@ -28,6 +30,8 @@ FEWER_STEPS = (0.22, 0.54)
 """Fewer-steps rows cover these shares of the reference's steps."""
 SCHEDULE_SHARES = (0.2, *FRACTIONS, 0.54)
 """Shares of computed steps of the schedules that are tried, rounded up to whole steps."""
+LEARNED_SHARES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+"""Shares of computed steps of the runs that learn from a generation."""
 
 
 def _options(method: str, value: Any) -> dict[str, Any]:
@@ -79,12 +83,43 @@ def sweep_rows(
                 continue
             if is_peer(name):
                 configs = [peer_config(name, o) for o in sweep_options(name, listed["Fb"], steps)]
+            elif name in (LEARNED, LEARNING):
+                continue  # `learned_rows`
             else:
                 knobs = even_schedules(steps) if name in SCHEDULES else listed[name]
                 configs = [method_config(name, documented, {**options, **knob}) for knob in knobs]
             rows += [cached_row(name, steps, config, own) for config in configs]
         rows += fewer_steps_rows(steps, solvers)
     return list({row.key: row for row in rows}.values())
+
+
+def stored_plan(model: Path, steps: int, guidance_scale: float | None) -> Plan | None:
+    """The learned plan beside a model for runs of so many steps; None if there is none."""
+    if not (model / PLAN_FILE).is_file():
+        return None
+    for plan in PlanFile.load(model / PLAN_FILE).plans:
+        told = None not in (plan.guidance_scale, guidance_scale)
+        if plan.num_steps == steps and not (told and plan.guidance_scale != guidance_scale):
+            return plan
+    return None
+
+
+def learned_rows(
+    names: Sequence[str], model: Path, steps: int, guidance_scale: float | None, solver: str
+) -> list[Row]:
+    """Of `LEARNED` a row for every budget of the plan beside the model, if there is one for these
+    steps; of `LEARNING` a row for each of `LEARNED_SHARES`."""
+    rows = []
+    plan = stored_plan(model, steps, guidance_scale) if LEARNED in names else None
+    if plan is not None:
+        digest = hashlib.sha256((model / PLAN_FILE).read_bytes()).hexdigest()[:8]
+        for course in plan.courses:
+            config = CacheConfig.from_name(LEARNED, target_compute=len(course.steps) / steps)
+            rows.append(replace(cached_row(LEARNED, steps, config, solver), plan=digest))
+    if LEARNING in names:
+        configs = [method_config(LEARNING, {}, {"target_compute": x}) for x in LEARNED_SHARES]
+        rows += [cached_row(LEARNING, steps, config, solver) for config in configs]
+    return rows
 
 
 def fewer_steps_rows(steps: int, solvers: Sequence[str]) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
-from benchmark.models.names import CORRECTED
+from benchmark.models.names import CORRECTED, LEARNED, LEARNING, METHOD_NAMES
 from benchmark.options import (
     SHARE,
     Check,
@@ -190,6 +190,7 @@ STUDIES = {
             question="Do all methods work on all model families?",
             module="benchmark.studies.cross_model",
             takes=("cache_methods", *_TIMED),
+            defaults={"cache_methods": (*METHOD_NAMES, LEARNED, LEARNING)},
             options=CrossModelOptions,
             output="cross_model",
             width=150,

@@ -1,6 +1,7 @@
 """Cache methods against the uncached pipeline and against fewer steps; also their sweeps."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from benchmark.run.rows import (
     same_compute_rows,
 )
 from benchmark.run.store import Store
-from benchmark.run.sweep import SWEEPS, sweep_rows
+from benchmark.run.sweep import SWEEPS, learned_rows, sweep_rows
 from benchmark.run.tuning import CALIBRATION_PROMPTS, Tuner
 from benchmark.run.workbench import Workbench, measure_latencies, run_rows, use_threads
 from benchmark.settings import Settings
@@ -44,13 +45,18 @@ def rows_of(settings: Settings) -> list[Row]:
         "gamma_lambda": gamma_lambda_rows,
     }[settings.mode]
     try:
+        solvers = FAMILIES[settings.model_type].solvers
         rows = make_rows(
             settings.cache_methods,
             settings.num_inference_steps,
             load_documented(settings),
             settings.cache_options,
-            FAMILIES[settings.model_type].solvers,
+            solvers,
         )
+        if settings.mode == "sweep":
+            model, scale = Path(settings.model), settings.guidance_scale
+            for steps in settings.num_inference_steps:
+                rows += learned_rows(settings.cache_methods, model, steps, scale, solvers[0])
         check_options_act(list(dict.fromkeys(row.name for row in rows)), settings.cache_options)
         return rows
     except (TypeError, ValueError) as error:

@@ -9,9 +9,11 @@ from rich.console import Console
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
 from benchmark.models.loading import load_documented, load_prompts
+from benchmark.models.names import LEARNED
 from benchmark.report.markers import PAGE
 from benchmark.report.reading import read_results
 from benchmark.run.store import Store
+from benchmark.run.sweep import stored_plan
 from benchmark.settings import Settings
 from benchmark.studies import compare
 from benchmark.studies.catalogue import CrossModelOptions
@@ -34,15 +36,18 @@ def family_settings(settings: Settings, options: CrossModelOptions) -> list[Sett
         )
     runs = []
     for name in chosen:
-        output = settings.output_dir / name
+        output, model = settings.output_dir / name, options.pipelines / name
+        family = FAMILIES[name]
+        planned = stored_plan(model, family.steps, family.guidance_scale) is not None
+        methods = [each for each in settings.cache_methods if each != LEARNED or planned]
         run = Settings(
             model_type=name,
-            model=str(options.pipelines / name),
+            model=str(model),
             config=str(options.configs / f"{name}.yaml"),
             output_dir=output,
             resume=settings.resume and (output / "rows" / "settings.json").is_file(),
             enable_adacorrection=True,
-            cache_methods=settings.cache_methods,
+            cache_methods=tuple(methods),
             num_prompts=settings.num_prompts,
             repetitions=settings.repetitions,
             warmup=settings.warmup,

@@ -13,14 +13,22 @@ from rich.console import Console
 
 from benchmark.models.families import FAMILIES
 from benchmark.models.loading import load_documented
-from benchmark.models.names import CORRECTED, METHOD_NAMES, SCHEDULE, SCHEDULES, UNCACHED
+from benchmark.models.names import (
+    CORRECTED,
+    LEARNED,
+    LEARNING,
+    METHOD_NAMES,
+    SCHEDULE,
+    SCHEDULES,
+    UNCACHED,
+)
 from benchmark.peers import available
 from benchmark.report.comparison import gather
 from benchmark.report.markers import PAGE
 from benchmark.run.generate import prepared
 from benchmark.run.rows import Row
 from benchmark.run.store import Store
-from benchmark.run.sweep import SWEEPS, schedule_budgets, sweep_rows
+from benchmark.run.sweep import SWEEPS, learned_rows, schedule_budgets, sweep_rows
 from benchmark.run.tuning import Tuner
 from benchmark.run.workbench import Workbench, measure_latencies, run_rows
 from benchmark.settings import Settings
@@ -44,7 +52,7 @@ def pareto_settings(
     left_out: list[str] = []
     if methods is None:
         peers, left_out = available(settings.model_type, true_cfg=settings.true_cfg_scale > 1)
-        methods = [*METHOD_NAMES, *SCHEDULES, *peers]
+        methods = [*METHOD_NAMES, *SCHEDULES, LEARNED, LEARNING, *peers]
     wanted = tuple(name for name in methods if name != UNCACHED)
     chosen = replace(settings, mode="pareto", cache_methods=wanted, ode_reference=True)
     return chosen, left_out
@@ -53,14 +61,20 @@ def pareto_settings(
 def swept_rows(settings: Settings, steps: int) -> list[Row]:
     """All rows but those that have to be searched, tuned to nothing yet."""
     methods = [name for name in settings.cache_methods if name not in SCHEDULES]
-    return sweep_rows(
-        methods,
-        [steps],
-        load_documented(settings),
-        {},
-        FAMILIES[settings.model_type].solvers,
-        SWEEPS[settings.model_type],
-    )
+    solvers = FAMILIES[settings.model_type].solvers
+    documented, sweeps = load_documented(settings), SWEEPS[settings.model_type]
+    model, scale = Path(settings.model), settings.guidance_scale
+    return [
+        *sweep_rows(methods, [steps], documented, {}, solvers, sweeps),
+        *learned_rows(methods, model, steps, scale, solvers[0]),
+    ]
+
+
+def without_plan(settings: Settings, rows: Sequence[Row], steps: int) -> list[str]:
+    """What is said where `LEARNED` is wanted and has no rows."""
+    if LEARNED not in settings.cache_methods or any(row.name == LEARNED for row in rows):
+        return []
+    return [f"{LEARNED}: no plan for {steps} steps beside {settings.model}"]
 
 
 def searched_rows(settings: Settings, steps: int, tuner: Tuner, console: Console) -> list[Row]:
@@ -100,9 +114,11 @@ def run(settings: Settings, options: ParetoOptions, console: Console) -> None:
                 pass  # what cannot be enabled is said before anything is written
     store.open(identity(settings, tuning), settings.resume)
     tuner = Tuner(bench, options.tuning_prompts, options.search_evaluations)
-    further = {"tuning": tuning, "left_out": left_out}
-    tuned = {}
+    tuned, furthers = {}, {}
     for steps, rows in swept.items():
+        missing = without_plan(settings, rows, steps)
+        further = {"tuning": tuning, "left_out": [*left_out, *missing]}
+        furthers[steps] = further
         tuned[steps] = [tuner.tuned(row) for row in rows]
         tuned[steps] += searched_rows(settings, steps, tuner, console)
         run_rows(bench, [*bench.ode_rows(), *tuned[steps]])
@@ -110,7 +126,7 @@ def run(settings: Settings, options: ParetoOptions, console: Console) -> None:
     if options.latency:
         seconds = measure_latencies(bench, [row for rows in tuned.values() for row in rows])
         for steps, rows in tuned.items():
-            report(bench, steps, rows, seconds, options.results_dir, further, console)
+            report(bench, steps, rows, seconds, options.results_dir, furthers[steps], console)
 
 
 def report(

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from benchmark.models.names import UNCACHED
+from benchmark.models.names import LEARNED, LEARNING, UNCACHED
 from benchmark.peers import is_peer
 from benchmark.report.tables import MISSING, Table, number, sweep_tables
 from benchmark.run.store import whole_file, write_json, write_text
@@ -97,8 +97,12 @@ def verdict(gain: Mapping[str, float]) -> str:
 
 
 def best_rival(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Of entries of one quantity and fraction the one that Auto gains least over."""
-    rivals = [e for e in entries if e["auto_gains"] and e["cache_method"] != UNCACHED_RUN]
+    """Of entries of one quantity and fraction the one that Auto gains least over.
+
+    Learned plans are none: `Auto` follows them where there are any.
+    """
+    others = (UNCACHED_RUN, LEARNED, LEARNING)
+    rivals = [e for e in entries if e["auto_gains"] and e["cache_method"] not in others]
     return min(rivals, key=lambda entry: entry["auto_gains"]["value"], default=None)
 
 

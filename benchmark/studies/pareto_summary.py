@@ -28,8 +28,8 @@ from xfuser_adacorr import METHODS
 FIGURE = "pareto.png"
 SEARCHED = SCHEDULE + CORRECTED
 KINDS: dict[str, Callable[[str], bool]] = {
-    "Learned": lambda name: name == LEARNED,
-    "Auto, learn=1": lambda name: name == LEARNING,
+    LEARNED: lambda name: name == LEARNED,
+    LEARNING: lambda name: name == LEARNING,
     "bases + AdaCorrection": lambda name: name.endswith(CORRECTED) and name != SEARCHED,
     "searched schedule + AdaCorrection": lambda name: name == SEARCHED,
     "searched schedule": lambda name: name.startswith(SCHEDULE) and name != SEARCHED,

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmark.models.families import DDIM, DPM_SOLVER, EULER, FAMILIES
-from benchmark.models.names import METHOD_NAMES, UNCACHED
+from benchmark.models.names import LEARNED, LEARNING, METHOD_NAMES, UNCACHED
+from benchmark.models.package import Course, Plan, PlanFile
 from benchmark.run import rows as plan
 from benchmark.run import sweep
 from benchmark.run.sweep import SWEEPS
@@ -225,3 +226,48 @@ def test_only_clips_have_a_temporal_curve():
     assert "temporal_psnr_db" not in curves.curve_values(row)
     clip = {**row, "temporal_psnr_db": {"mean": 40.0}}
     assert curves.curve_values(clip)["temporal_psnr_db"] == 40.0
+
+
+# -- learned plans ---------------------------------------------------------------------------------
+
+
+def write_plan(directory, name="plan", guidance_scale=3.0):
+    course = Course(steps=(0, 2), coefficients=((0.1,), (0.2, 0.3)), psnr_db=None)
+    plan = Plan(
+        name=name,
+        sampler={"class": "Any"},
+        times=tuple(1.0 - k / 8 for k in range(9)),
+        guidance_scale=guidance_scale,
+        courses=(course,),
+    )
+    PlanFile(fingerprints={"transformer": "0"}, plans=(plan,)).save(directory / "plan.json")
+
+
+def test_a_stored_plan_gives_a_row_a_budget_where_it_fits(tmp_path):
+    def learned(steps, scale=3.0):
+        return sweep.learned_rows([LEARNED], tmp_path, steps, scale, EULER)
+
+    assert learned(8) == []
+    write_plan(tmp_path)
+    (row,) = learned(8)
+    assert (row.name, row.config.target_compute) == (LEARNED, 0.25)
+    assert learned(9) == [] and learned(8, scale=4.0) == []
+    assert sweep.learned_rows(["Auto"], tmp_path, 8, 3.0, EULER) == []
+
+
+def test_another_plan_is_another_row_and_other_rows_keep_their_keys(tmp_path):
+    write_plan(tmp_path)
+    (before,) = sweep.learned_rows([LEARNED], tmp_path, 8, None, EULER)
+    write_plan(tmp_path, name="newer")
+    (after,) = sweep.learned_rows([LEARNED], tmp_path, 8, None, EULER)
+    assert before.config == after.config and before.key != after.key
+    assert "plan" not in plan.uncached_row(8).to_dict()
+
+
+def test_rows_that_learn_leave_stored_plans_aside(tmp_path):
+    write_plan(tmp_path)
+    rows = sweep.learned_rows([LEARNING], tmp_path, 28, None, EULER)
+    assert [row.config.target_compute for row in rows] == list(sweep.LEARNED_SHARES)
+    assert all(row.config.learn == 1 and not row.config.use_plan for row in rows)
+    with pytest.raises(ValueError, match="none of Auto, learn=1 has it"):
+        plan.check_options_act([LEARNING], {"rel_l1_thresh": 0.1})

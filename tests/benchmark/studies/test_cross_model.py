@@ -189,7 +189,7 @@ def test_the_command_runs_the_shipped_families_and_writes_the_table(command, tmp
     assert (settings.model_type, settings.mode, settings.split) == ("flux", "comparison", "test")
     assert settings.cache_methods == (
         "None", "Fb", "Fb+AdaCorrection", "Tea", "Tea+AdaCorrection", "Fast",
-        "Fast+AdaCorrection", "Ada", "Ada+AdaCorrection", "Auto",
+        "Fast+AdaCorrection", "Ada", "Ada+AdaCorrection", "Auto", "Auto, learn=1",
     )  # fmt: skip
     assert (settings.num_prompts, settings.repetitions, settings.threads) == (4, 2, 1)
     assert settings.output_dir == tmp_path / "out" / "flux"

@@ -89,6 +89,19 @@ def test_the_command_writes_results_tables_and_curves_and_is_resumed(
     assert "## PSNR to uncached (dB) at equal time, 8 steps" in report
 
 
+def test_learned_rows_are_added_to_a_finished_run(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "LEARNED_SHARES", (0.5,))
+    assert command("--methods", "Auto") == 0
+    kept = {path.name for path in (tmp_path / "work" / "rows").glob("*.json")}
+    assert command("--methods", "Auto", "Learned", "Auto, learn=1", "--resume") == 0
+    document = json.loads((tmp_path / "out" / "pareto_flux_8.json").read_text())
+    (learning,) = (r for r in document["results"] if r["cache_method"] == "Auto, learn=1")
+    assert learning["compute_fraction"] == pytest.approx(0.5, abs=1e-6), "of the pictures alone"
+    assert any("Learned: no plan for 8 steps" in reason for reason in document["left_out"])
+    rows = {path.name for path in (tmp_path / "work" / "rows").glob("*.json")}
+    assert len(rows - kept) == 1 and kept < rows
+
+
 def chosen(arguments):
     settings, options = cli.read(STUDIES["pareto"], arguments)
     return pareto.pareto_settings(settings, options.methods)

@@ -503,8 +503,8 @@ def test_learning_has_a_target_and_needs_a_pipeline(pipe):
     for option in ({"tolerance": 0.01}, {"target_psnr": 40.0}):
         with pytest.raises(ValueError, match="learn acts with target_compute"):
             Auto(learn=2, **option)
-    with pytest.raises(ValueError, match="learn acts with a target and use_plan"):
-        Auto(learn=2, use_plan=False)
+    with pytest.raises(ValueError, match="learn acts with a target"):
+        Auto(learn=2, gamma=0.5)
     pipe.scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="learn needs a pipeline"):
         enable_cache(pipe.transformer, Auto(target_compute=0.5, learn=2), scheduler=pipe.scheduler)

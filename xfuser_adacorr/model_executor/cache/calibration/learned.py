@@ -34,8 +34,6 @@ from .unseen import Unseen
 
 BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 SEARCH_EVALUATIONS = 60
-AUTO_PROMPTS = 4
-"""Prompts, at least, whose steps under `Auto` are averaged to begin a search from."""
 GAP_POWERS = (1.0, 2.0)
 """Of a gap's cost, in the sums of two schedules to begin from."""
 
@@ -77,9 +75,8 @@ def calibrate_learned(
             directory. Plans for other steps that it has stay in it.
         held_out: prompts, from the end of the list, that are not fitted on; the PSNR is stated
             for them. None: a quarter. 0: it is stated for those that were fitted on.
-        starts: schedules to begin the searches from, beside even ones, those that `Auto` takes,
-            those that the uncached runs suggest, and those of a plan in ``output`` for the same
-            steps.
+        starts: schedules to begin the searches from, beside those that the uncached runs suggest
+            (`gap_path`), even ones, and those of a plan in ``output`` for the same steps.
         batch_size: prompts a call, where the pipeline takes lists.
         denoisers: as in `enable_cache`.
         name: of the plan; None: made from the sampler and its steps.
@@ -198,17 +195,14 @@ def fitted_course(loop: ClosedLoop, count: int) -> Course:
 
 
 def starting_schedules(loop: ClosedLoop, count: int, given: Sequence[Steps] = ()) -> list[Steps]:
-    """Those given of so many steps, the cheapest over the uncached trajectories' gaps, `Auto`'s,
-    evenly spaced with the last step and without."""
+    """The cheapest over the gaps of the uncached trajectories, those given of so many steps, evenly
+    spaced without the last step and with it."""
     steps = range(len(loop.places.steps))
-    starts = [tuple(each) for each in given if len(each) == count]
-    starts += [cheapest_schedule(loop.gap_costs, count, power) for power in GAP_POWERS]
-    if count > 1:
-        auto = loop.auto_steps(count, AUTO_PROMPTS)
-        starts += [auto] if len(auto) == count else []
-    starts.append(evenly_spaced(steps, count))
+    starts = [cheapest_schedule(loop.gap_costs, count, power) for power in GAP_POWERS]
+    starts += [tuple(each) for each in given if len(each) == count]
     if count < len(steps):
         starts.append(evenly_spaced(steps, count + 1)[:-1])
+    starts.append(evenly_spaced(steps, count))
     return list(dict.fromkeys(starts))
 
 

@@ -12,13 +12,11 @@ from xfuser_adacorr.model_executor.cache.adacorrection.straight_line import Stra
 from xfuser_adacorr.model_executor.cache.engine import Lane
 from xfuser_adacorr.model_executor.cache.flow_coordinates import direction, flow_points
 from xfuser_adacorr.model_executor.cache.forecasts import LastValue
-from xfuser_adacorr.model_executor.cache.methods.auto import Auto
 from xfuser_adacorr.model_executor.cache.methods.learned import (
     OnCourse,
     told_guidance,
     unlearnable,
 )
-from xfuser_adacorr.model_executor.cache.refreshes import nearest_steps
 from xfuser_adacorr.model_executor.cache.schedulers import Places
 
 from .gap_path import gap_costs
@@ -169,28 +167,6 @@ class ClosedLoop:
     def gap_costs(self) -> Tensor:
         """Of the uncached trajectories (`gap_path.gap_costs`)."""
         return gap_costs(self.uncached.gram())
-
-    def auto_steps(self, count: int, prompts: int) -> tuple[int, ...]:
-        """The steps that `Auto` computes with a budget of ``count``, averaged over calls of as
-        many prompts or more."""
-        steps = len(self.places.steps)
-        method = Auto(target_compute=count / steps, use_plan=False)
-
-        def lane(places: Places, stepper: Any, scope: Any) -> Lane:
-            own = method.make_lane(places, 0, {}, stepper, scope)
-            own.repair = UntilTheEnd(own.repair, lambda result: None)
-            return own
-
-        calls, rows = 0, 0
-        while rows < prompts and calls < len(self.rows):
-            calls, rows = calls + 1, rows + self.rows[calls]
-        some = self.runs.first(calls)
-        _, traces = some.run(lane)
-        self.computed += count * calls
-        taken = [[c.step_index for c in trace.calls if c.refreshed] for trace in traces]
-        length = min(count, *(len(each) for each in taken))
-        mean = [sum(each[k] for each in taken) / len(taken) for k in range(length)]
-        return nearest_steps(range(steps), mean)
 
 
 class _FittedMoves:

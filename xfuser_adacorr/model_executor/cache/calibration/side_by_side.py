@@ -83,12 +83,6 @@ class SideBySide:
     def index(self) -> int:
         return self._local.index
 
-    def first(self, count: int) -> "SideBySide":
-        """The first of the calls alone."""
-        some = copy.copy(self)
-        some.calls, some.pipes = self.calls[:count], self.pipes[:count]
-        return some
-
     def run(
         self,
         directed: Callable[[Places, Any, DecisionScope], Lane],

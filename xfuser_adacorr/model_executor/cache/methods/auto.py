@@ -57,8 +57,9 @@ class Auto(Method):
     plan: str | None = None
     """File of learned plans, in place of the one beside the model."""
     learn: int | None = None
-    """Where no plan is found: compute so many generations in full, fit a plan to them, and follow
-    it from then on, at the target's compute; without a target at 0.4."""
+    """Where no plan is found, or ``use_plan=False`` leaves it aside: compute so many generations in
+    full, fit a plan to them, and follow it from then on, at the target's compute; without a target
+    at 0.4."""
     bound: Any = field(default=None, repr=False, compare=False)
     """The `BoundPlans` of the pipeline."""
 
@@ -78,7 +79,8 @@ class Auto(Method):
                 raise ValueError("learn acts with target_compute or target_speedup")
             object.__setattr__(self, "target_compute", LEARNED_COMPUTE)
         for name in ("plan", "learn", "target_psnr"):
-            if getattr(self, name) is not None and not self.may_follow_a_plan:
+            stored = self.use_plan or name == "learn"
+            if getattr(self, name) is not None and not (stored and self._can_follow_a_plan):
                 raise ValueError(
                     f"{name} acts with a target and use_plan=True, and with gamma, lambda_ and "
                     "warmup at their defaults, which a learned plan does not have"
@@ -91,14 +93,14 @@ class Auto(Method):
         return self.target_compute is not None or self.target_speedup is not None
 
     @property
-    def may_follow_a_plan(self) -> bool:
+    def _can_follow_a_plan(self) -> bool:
         """Whether there is a target, and no option that only Auto's own rule has."""
         targets = self.needs_steps or self.target_psnr is not None
-        return self.use_plan and targets and self.gamma == self.lambda_ == 1 and not self.warmup
+        return targets and self.gamma == self.lambda_ == 1 and not self.warmup
 
     def bound_to_pipeline(self, pipe, models) -> "Auto":
         """With the plans read; those beside the model are passed over if they are another's."""
-        if not self.may_follow_a_plan:
+        if not (self.use_plan and self._can_follow_a_plan):
             return self
         try:
             return replace(self, bound=bind_plans(self.plan, pipe, models))

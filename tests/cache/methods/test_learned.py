@@ -467,6 +467,16 @@ def test_auto_learns_from_its_first_generations(pipe):
     assert torch.equal(sampled(pipe, 2, [2]), plain[2])
 
 
+def test_learning_leaves_the_stored_plan_aside_if_asked_to(pipe, path):
+    stored = calibrated(pipe, path).plans[0].name
+    for options, plan in (({}, stored), ({"use_plan": False}, "learned from 1 generations")):
+        enable_cache(beside(pipe, path), Auto(target_compute=0.26, learn=1, **options))
+        sampled(pipe)
+        sampled(pipe, 1)
+        assert cache_summary(pipe).plan == plan
+        disable_cache(pipe)
+
+
 def test_generations_that_are_not_alike_do_not_count(pipe):
     enable_cache(pipe, Auto(target_compute=0.25, learn=2))
     sampled(pipe)

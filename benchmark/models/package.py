@@ -22,7 +22,6 @@ from xfuser_adacorr.model_executor.cache.calibration.stored_schedule import (
     StoredSchedule,
     save_schedule,
 )
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import find_family
 from xfuser_adacorr.model_executor.cache.forecasts import DampedLine, LastValue, Line
 from xfuser_adacorr.model_executor.cache.methods.base import Warmup
 from xfuser_adacorr.model_executor.cache.methods.options import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
-from benchmark.models.names import CORRECTED, LEARNED, LEARNING, METHOD_NAMES
+from benchmark.models.names import CORRECTED, LEARNED, LEARNING, METHOD_NAMES, OURS
 from benchmark.options import (
     SHARE,
     Check,
@@ -121,6 +121,12 @@ class BudgetOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CliffOptions(Checked):
+    settings: int = whole("of each method's main option, an odd number; 1: defaults alone", 13)
+    factor: float = number("between neighbouring settings", 1.25, above(1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScalingOptions(Checked):
     output_dir: Path = option("where to write", RESULTS / "scaling", read=Path)
     steps: int = whole("of each picture", 28, least=4)
@@ -225,6 +231,21 @@ STUDIES = {
             defaults={"num_prompts": 8},
             options=BudgetOptions,
             output="budget/FAMILY_STEPS",
+        ),
+        Study(
+            name="cliffs",
+            question="Does a method's main option act smoothly, and do its defaults act at all?",
+            module="benchmark.studies.cliffs",
+            takes=("cache_methods", *_MODEL, "config", *_RUN),
+            defaults={
+                "split": "development",
+                "num_prompts": 2,
+                "num_inference_steps": (12, 20, 28, 50),
+                "cache_methods": OURS,
+            },
+            options=CliffOptions,
+            output="cliffs/FAMILY",
+            width=150,
         ),
         Study(
             name="reuse_cost",

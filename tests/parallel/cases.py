@@ -35,7 +35,8 @@ class Case:
         corrected = "+AdaCorrection" if self.cache.get("enable_adacorrection") else ""
         degrees = "x".join(f"{key.split('_')[0]}{value:d}" for key, value in self.degrees.items())
         options = "".join(f"-{key}{value}" for key, value in self.options.items())
-        threshold = self.cache.get("rel_l1_thresh", self.cache.get("adacorr_tolerance"))
+        knobs = ("rel_l1_thresh", "adacorr_tolerance", "target_compute")
+        threshold = next(self.cache[knob] for knob in knobs if knob in self.cache)
         method = f"{self.cache['use_cache']}{threshold:g}{corrected}"
         return f"{self.family}-{method}-{degrees}-{self.scenario}{options}"
 
@@ -48,6 +49,8 @@ TEA = {"use_cache": "Tea", "rel_l1_thresh": 0.25}
 FAST = {"use_cache": "Fast", "rel_l1_thresh": 0.1}
 AUTO = {"use_cache": "Auto", "adacorr_tolerance": 0.02}
 ADA = {"use_cache": "Ada", "rel_l1_thresh": 1.0, "codebook": ((0.05, 3), (0.5, 2))}
+LEARNED = {"use_cache": "Learned", "target_compute": 0.4}
+"""With a plan that each rank fits for itself."""
 PLAIN = (FB, TEA, FAST, ADA)
 METHODS = (*PLAIN, AUTO, *(method | CORRECTED for method in PLAIN))
 
@@ -89,6 +92,8 @@ CASES = [
     case("flux1", AUTO, ULYSSES, "shapes"),
     # xfuser's own pipeline: latents split before the transformer, a scheduler of its own.
     *(case("flux-pipeline", method, ULYSSES) for method in (FAST, AUTO, FB | CORRECTED)),
+    *(case(f"{name}-pipeline", LEARNED, ULYSSES) for name in ("flux", "pixart")),
+    case("pixart-pipeline", LEARNED, CFG),
     # Stages: all warm-up steps (the engine is exact), then patches with a stale context.
     *(case("flux-pipeline", method, STAGES) for method in (FB, TEA)),
     case("flux-pipeline", FAST, STAGES, exact=False),  # each stage decides for its own blocks

@@ -1,6 +1,8 @@
 """Runs one case on this rank, and the same case in this process alone."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from xfuser_adacorr import (
     CacheConfig,
     DecisionScope,
     cache_summary,
+    calibrate_learned,
     disable_cache,
     enable_cache,
     is_cache_enabled,
@@ -111,6 +114,26 @@ def compared(
         "restored": torch.equal(run(parallel, None), plain),
         "output": x.flatten()[:8].tolist(),
     }
+
+
+def with_plan(case: Case, alone: Any, arguments: Mapping[str, Any]) -> Case:
+    """The case, with a plan fitted in this process alone if it follows one."""
+    if case.cache["use_cache"] != "Learned":
+        return case
+    call = dict(arguments)
+    steps, output_type = call.pop("num_inference_steps"), call.pop("output_type")
+    path = calibrate_learned(
+        alone,
+        [{**call, "seed": 0}],
+        num_inference_steps=steps,
+        budgets=(case.cache["target_compute"],),
+        search_evaluations=1,
+        held_out=0,
+        output=tempfile.mkdtemp(),
+        progress=False,
+        output_type=output_type,
+    )
+    return replace(case, cache={**case.cache, "plan": str(path)})
 
 
 # -- the wrapper that subclasses the diffusers model ---------------------------------------------
@@ -345,17 +368,20 @@ def call_pipeline(pipe: Any, size: int = 8) -> Tensor:
 
 
 def sample_pipeline(pipe: Any, size: int = 8) -> Any:
+    return pipe(**flux_arguments(size), generator=torch.Generator().manual_seed(0))
+
+
+def flux_arguments(size: int = 8) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
-    return pipe(
-        prompt_embeds=torch.randn(1, TEXT_TOKENS, 16, generator=generator),
-        pooled_prompt_embeds=torch.randn(1, 16, generator=generator),
-        height=size,
-        width=8,
-        num_inference_steps=STEPS,
-        output_type="latent",
-        generator=torch.Generator().manual_seed(0),
-        max_sequence_length=TEXT_TOKENS,
-    )
+    return {
+        "prompt_embeds": torch.randn(1, TEXT_TOKENS, 16, generator=generator),
+        "pooled_prompt_embeds": torch.randn(1, 16, generator=generator),
+        "height": size,
+        "width": 8,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+        "max_sequence_length": TEXT_TOKENS,
+    }
 
 
 def run_flux_pipeline(case: Case) -> dict[str, Any]:
@@ -375,6 +401,7 @@ def run_flux_pipeline(case: Case) -> dict[str, Any]:
         return call_pipeline(pipe)
 
     alone = make_pipeline(make_tiny_flux())
+    case = with_plan(case, alone, flux_arguments())
     return compared(case, parallel, alone, run, scheduler=lambda pipe: None)
 
 
@@ -466,24 +493,27 @@ def make_pixart(pipeline_class: Any = PixArtAlphaPipeline) -> Any:
 
 def call_pixart(pipe: Any) -> Tensor:
     """Guided latents on every rank; both branches are in one batch, or each on its own rank."""
-    mask = torch.ones(1, TEXT)
-    out = pipe(
-        prompt=None,
-        negative_prompt=None,
-        prompt_embeds=seeded(1, 1, TEXT, 12),
-        prompt_attention_mask=mask,
-        negative_prompt_embeds=seeded(2, 1, TEXT, 12),
-        negative_prompt_attention_mask=mask,
-        height=64,
-        width=64,
-        use_resolution_binning=False,
-        num_inference_steps=STEPS,
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-    )
+    out = pipe(**pixart_arguments(), generator=torch.Generator().manual_seed(0))
     latents = torch.empty(1, 4, 8, 8) if out is None else out.images.contiguous()
     torch.distributed.broadcast(latents, src=torch.distributed.get_world_size() - 1)
     return latents
+
+
+def pixart_arguments() -> dict[str, Any]:
+    mask = torch.ones(1, TEXT)
+    return {
+        "prompt": None,
+        "negative_prompt": None,
+        "prompt_embeds": seeded(1, 1, TEXT, 12),
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": seeded(2, 1, TEXT, 12),
+        "negative_prompt_attention_mask": mask,
+        "height": 64,
+        "width": 64,
+        "use_resolution_binning": False,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
 
 
 def run_pixart(case: Case) -> dict[str, Any]:
@@ -492,10 +522,11 @@ def run_pixart(case: Case) -> dict[str, Any]:
     patches = case.options.get("patches")
     ENGINE_CONFIG.runtime_config.warmup_steps = 2 if patches else STEPS
     ENGINE_CONFIG.parallel_config.pp_config.num_pipeline_patch = patches or 1
+    alone = make_pixart()
     return compared(
-        case,
+        with_plan(case, alone, pixart_arguments()),
         xFuserPixArtAlphaPipeline(make_pixart(), ENGINE_CONFIG),
-        make_pixart(),
+        alone,
         lambda pipe, _: call_pixart(pipe),
         scheduler=lambda pipe: None,
     )

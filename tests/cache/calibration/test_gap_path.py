@@ -45,9 +45,7 @@ def test_the_path_is_the_cheapest_of_all(power):
 
     def whole(schedule):
         gaps = list(pairwise([0, *schedule, 7]))
-        return sum(
-            costs[p, i, j].item() ** power for (p, i), (_, j) in pairwise(gaps)
-        )
+        return sum(costs[p, i, j].item() ** power for (p, i), (_, j) in pairwise(gaps))
 
     everything = [(0, *rest) for rest in combinations(range(1, 7), 3)]
     assert cheapest_schedule(costs, 4, power) == min(everything, key=whole)

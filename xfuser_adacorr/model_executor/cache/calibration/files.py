@@ -14,14 +14,19 @@ _SAMPLED_VALUES = 256
 
 
 def model_fingerprint(transformer: nn.Module) -> str:
-    """Hash of the architecture and a sample of weights, equal in every dtype."""
+    """Hash of the architecture and a sample of weights, equal in every dtype, and for the same
+    model inside of xfuser's wrappers (whose ``module`` it is)."""
     digest = hashlib.sha256()
-    matrices = [name for name, parameter in transformer.named_parameters() if parameter.ndim > 1]
+    parameters = {
+        ".".join(part for part in name.split(".") if part != "module"): parameter
+        for name, parameter in transformer.named_parameters()
+    }
+    matrices = [name for name, parameter in parameters.items() if parameter.ndim > 1]
     sampled = [name for name in ("proj_out.weight", "x_embedder.weight") if name in matrices]
-    for name, parameter in sorted(transformer.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+    for name in sorted(parameters):
+        digest.update(f"{name}{tuple(parameters[name].shape)}".encode())
     for name in sampled or [matrices[0], matrices[-1]]:
-        values = transformer.get_parameter(name).detach().flatten()[:_SAMPLED_VALUES]
+        values = parameters[name].detach().flatten()[:_SAMPLED_VALUES]
         sample = values.to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -211,7 +211,7 @@ class OnCourse(Rule):
         if call.step.index == 0:
             return Decision(True, "first")
         listed = call.step.index in self.steps
-        return Decision(listed, "base" if listed else "reuse")
+        return Decision(listed, "plan" if listed else "reuse")
 
 
 class StoredMoves:

@@ -1,6 +1,7 @@
 """`calibrate_learned`: what it asks of a pipeline, stores, refuses, and resumes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tests.cache.methods.test_learned import SAMPLERS, STEPS, Loop, calibrated, 
 from tests.pipelines import CASES
 from xfuser_adacorr import Auto, calibrate_learned, enable_cache
 from xfuser_adacorr.model_executor.cache.calibration import learned as calibration
-from xfuser_adacorr.model_executor.cache.calibration import plan_file
+from xfuser_adacorr.model_executor.cache.calibration import plan_file, trajectories
 from xfuser_adacorr.model_executor.cache.calibration.learned_runs import ClosedLoop
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
 from xfuser_adacorr.model_executor.cache.calibration.prompt_calls import batched_calls
@@ -184,6 +185,32 @@ def test_nothing_half_written_is_left(pipe, path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(plan_file.os, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"output: .*plan.json.* could not be written: disk full"):
         calibrated(pipe, path, seed=1)
     assert Path(path).read_text() == before
+    assert [each.name for each in Path(path).parent.iterdir()] == ["plan.json"]
+
+
+def test_no_room_for_trajectories_is_said_before_they_are_written(pipe, path, monkeypatch):
+    monkeypatch.setattr(trajectories.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3))
+    with pytest.raises(OSError, match="memory_limit_gib: the uncached runs beyond it need"):
+        calibrated(pipe, path, memory_limit_gib=0.0)
+    assert not Path(path).exists()
+
+
+def test_few_prompts_are_said_to_be_few(pipe, path, caplog):
+    calibrated(pipe, path, budgets=(0.25,))
+    assert "to fit on are few" in caplog.text
+
+
+def test_pictures_that_are_not_finite_are_refused(path):
+    pipe = Loop(SAMPLERS["flow"]())
+    sample = type(pipe).__call__
+
+    class Black(Loop):
+        def __call__(self, *arguments, **named):
+            return (sample(self, *arguments, **named)[0] * float("nan"),)
+
+    pipe.__class__ = Black
+    with pytest.raises(ValueError, match="an uncached picture of call 0 is not finite"):
+        calibrated(pipe, path)

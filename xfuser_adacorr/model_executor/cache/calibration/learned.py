@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
 
 from .gap_path import cheapest_schedule
 from .learned_fit import RIDGE, ScheduleFit
-from .learned_runs import ClosedLoop
+from .learned_runs import LEAST_SPLIT, ClosedLoop
 from .plan_file import (
     PLAN_FILE,
     Course,
@@ -31,6 +32,8 @@ from .plan_file import (
 from .prompt_calls import batched_calls
 from .search import Steps, near_moves, search_schedule
 from .unseen import Unseen
+
+logger = logging.getLogger(__name__)
 
 BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 SEARCH_EVALUATIONS = 60
@@ -86,7 +89,7 @@ def calibrate_learned(
 
     Returns the path of the plan file. Raises `ValueError` for pipelines and samplers that no plan
     can be fitted on (noise drawn in steps, several calls a step), runs that are not finite, and a
-    plan file or checkpoint of another model or another calibration.
+    plan file or checkpoint of another model or another calibration; `OSError` for no space.
     """
     from xfuser_adacorr.model_executor.cache.api import denoisers_of, is_cache_enabled
 
@@ -105,6 +108,13 @@ def calibrate_learned(
         raise ValueError(f"held_out must leave prompts to fit on, got {held_out} of {len(prompts)}")
     call = {"num_inference_steps": num_inference_steps, **_output_type(pipe, call), **call}
     fitted = len(prompts) - held_out
+    if fitted < LEAST_SPLIT:
+        logger.warning(
+            "prompts: %d to fit on are few, schedules are compared on the very same; give %d or "
+            "more besides those held out",
+            fitted,
+            LEAST_SPLIT,
+        )
     calls = batched_calls(prompts[:fitted], batch_size, seed, call)
     others = batched_calls(prompts[fitted:], batch_size, seed + fitted, call) if held_out else []
     before = PlanFile(fingerprints=fingerprints(models), plans=(), path=str(path))

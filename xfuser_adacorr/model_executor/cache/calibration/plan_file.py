@@ -256,11 +256,15 @@ def course_from(content: Mapping[str, Any]) -> Course:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file such that nobody ever finds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file such that nobody ever finds half of it; `OSError` that names it."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"output: {path} could not be written: {error}") from error
 
 
 def fingerprints(models: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Uncached trajectories: noted while a pipeline runs, in memory or in files."""
 
 import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,12 @@ class Trajectories:
         if self._bytes <= self.memory_limit:
             return torch.empty(shape)
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="learned-")
+        free = shutil.disk_usage(self._folder.name).free
+        if free < 4 * count:  # a file that is mapped and finds no room ends the process
+            raise OSError(
+                f"memory_limit_gib: the uncached runs beyond it need {4 * count / 2**30:.3g} GiB "
+                f"more in {self._folder.name}, where {free / 2**30:.3g} GiB are free"
+            )
         path = str(Path(self._folder.name) / f"{index}.bin")
         return torch.from_file(path, shared=True, size=count).view(shape)
 

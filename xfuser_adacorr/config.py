@@ -12,6 +12,7 @@ from .model_executor.cache.methods.ada import Ada
 from .model_executor.cache.methods.auto import Auto
 from .model_executor.cache.methods.fast import Fast
 from .model_executor.cache.methods.fb import Fb
+from .model_executor.cache.methods.fora import FORA
 from .model_executor.cache.methods.learned import Learned
 from .model_executor.cache.methods.options import (
     CORRECTED_SUFFIX,
@@ -25,8 +26,10 @@ from .model_executor.cache.methods.replay import Replay
 from .model_executor.cache.methods.schedule import Schedule
 from .model_executor.cache.methods.tea import Tea
 
+MODULE_METHODS: tuple[type[Method], ...] = (FORA,)
+"""Methods on attention and feed-forward modules inside the blocks."""
 METHOD_CLASSES: dict[str, type[Method]] = {
-    each.label: each for each in (Fb, Tea, Fast, Ada, Auto, Schedule, Learned, Replay)
+    each.label: each for each in (Fb, Tea, Fast, Ada, Auto, Schedule, Learned, Replay, *MODULE_METHODS)
 }
 METHODS = ("Fb", "Tea", "Fast", "Ada", "Auto")
 """Methods that need nothing but a model; the others are told which steps to compute."""

@@ -10,10 +10,12 @@ from xfuser_adacorr.config import from_flat, method_named
 
 from .diffusers_adapters.family import find_family
 from .intercept import is_intercepted, owner_of
+from .methods.modular import ModuleOptions
 from .methods.options import Method
 from .ranks import DecisionScope
 from .schedulers import check_scheduler
 from .sites.model import ModelSite
+from .sites.modules import Modules
 from .sites.sampler import SamplerSite
 from .sites.stack import Stack, StackSite
 from .trace import CacheSummary
@@ -102,6 +104,8 @@ def enable_cache(
     elif find_schedulers is None:
         site = _model_site(method, main, decision_scope)
     else:
+        if isinstance(method, ModuleOptions):
+            method.check_models({n: m for n, m in models.items() if n in WITH_BLOCKS} or models)
         kind = SamplerSite if method.answers_steps else StackSite
         stacks = _stacks(method, models, decision_scope)
         site = kind(method, models, find_schedulers, decision_scope, stacks)
@@ -172,7 +176,9 @@ def _stacks(
     return {name: _stack(method, model, scope) for name, model in (chosen or models).items()}
 
 
-def _stack(method: Method, model: nn.Module, scope: DecisionScope) -> Stack:
+def _stack(method: Method, model: nn.Module, scope: DecisionScope) -> Stack | Modules:
+    if isinstance(method, ModuleOptions):
+        return Modules(model, method.make_stack(model), scope)
     family = find_family(model)
     inside = method.make_stack(model, family)
     if scope.is_parallel:
@@ -188,6 +194,8 @@ def _model_site(method: Method, model: nn.Module, scope: DecisionScope) -> Model
             f"num_steps must be given for {method.name} on a model without its scheduler, as "
             "configured (or give the scheduler)"
         )
+    if isinstance(method, ModuleOptions) and method.needs_blocks and method.answers_steps:
+        raise ValueError(f"scheduler must be given for {method.name} on a bare model")
     family = find_family(model)
     stack = _stack(method, model, scope) if method.needs_blocks else None
     names = (family.latents, family.timestep, family.full_noise_timestep)

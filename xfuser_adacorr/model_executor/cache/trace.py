@@ -59,6 +59,12 @@ class CallRecord:
     """Per-block methods: the blocks executed; None: all or none."""
     kept_tokens: int | None = None
     """Fast with static tokens: the tokens sent through the blocks; None: all or none."""
+    modules: int | None = None
+    """Methods on modules: attention and feed-forward modules that the call had."""
+    modules_run: int | None = None
+    """Those of them that ran, for some of their tokens or samples at least."""
+    module_flops: float | None = None
+    """FLOPs of their linear layers and attention."""
     sample: int | None = None
     """Index in the batch where samples are decided one by one; None: decided for all of it."""
 

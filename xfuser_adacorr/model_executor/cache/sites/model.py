@@ -186,6 +186,8 @@ class ModelSite:
         asked.record.computed_calls = int(asked.decision.compute)
         rule = branch.lane.rule if branch.lane is not None else branch.inside
         rule.after_call(asked.call, asked.decision)
+        if self.stack is not None:
+            self.stack.note(asked.record)
         if branch.lane is not None:
             output = self._correct(asked, latents, output)
         branch.calls, branch.last = branch.calls + 1, asked.call.step

@@ -48,7 +48,8 @@ class SamplerSite:
         scope: DecisionScope,
         stacks: Mapping[str, Stack],
     ) -> None:
-        self.method, self.scope, self.stacks = method, scope, stacks
+        self.method, self.scope, self.inside = method, scope, stacks
+        self.stacks = {name: each for name, each in stacks.items() if each.measures_inside}
         self.tracker = RunTracker(self, denoisers, find_schedulers, stacks)
         self.context, self.reset = self.tracker.context, self.tracker.reset
 
@@ -81,6 +82,11 @@ class SamplerSite:
             output = self._decided_inside(run, key[0], original, args, kwargs)
         elif fits and run.decision is not None and not run.decision.compute:
             return slot.output
+        elif key[0] in self.inside and run.branches and run.ahead():
+            output, executed = self.inside[key[0]].run_as_it_is(
+                run.branches[key[0], "", 0], lambda: original(*args, **kwargs)
+            )
+            run.cost += executed
         else:
             output = original(*args, **kwargs)
             run.cost += 1.0
@@ -190,8 +196,8 @@ class SamplerSite:
 
     def _new_lane(self, run: Run, track: Track) -> Lane:
         base = {}
-        if self.stacks and not run.branches:  # one sampler's rule asks the models
-            base = {name: StackRule(stack.method) for name, stack in self.stacks.items()}
+        if self.inside and not run.branches:  # one sampler's rule asks the models
+            base = {name: StackRule(stack.method) for name, stack in self.inside.items()}
             run.branches = {(name, "", 0): rule for name, rule in base.items()}
         track.lane = self.method.make_lane(
             track.places, track.begin, base, track.stepper, self.scope

@@ -42,6 +42,9 @@ class ActiveCall:
 class Stack:
     """The blocks of one model, taken over for a method inside of it."""
 
+    measures_inside = True
+    """Whether a decision about a whole step is taken while the model runs."""
+
     def __init__(self, model: nn.Module, family: ModelFamily, method: StackMethod) -> None:
         self.family, self.method = family, method
         self.runner = BlockRunner(model, family)
@@ -78,6 +81,9 @@ class Stack:
                 "(compile_repeated_blocks), not the whole model, or use Auto"
             )
         return output, active.executed / len(self.runner.stack)
+
+    def note(self, record: CallRecord) -> None:
+        """Say in the record what is known of the last call, beside its share of the blocks."""
 
     def _run_block(
         self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -190,6 +196,7 @@ def answer_call(
     (record,) = records
     record.compute_fraction = executed
     record.computed_calls = int(record.refreshed)
+    stack.note(record)
     return output, record
 
 

@@ -10,9 +10,13 @@ import yaml
 
 from .model_executor.cache.methods.ada import Ada
 from .model_executor.cache.methods.auto import Auto
+from .model_executor.cache.methods.eoc import EOC
 from .model_executor.cache.methods.fast import Fast
 from .model_executor.cache.methods.fb import Fb
 from .model_executor.cache.methods.fora import FORA
+from .model_executor.cache.methods.goc import GOC
+from .model_executor.cache.methods.l2c import L2C
+from .model_executor.cache.methods.lazy import Lazy
 from .model_executor.cache.methods.learned import Learned
 from .model_executor.cache.methods.options import (
     CORRECTED_SUFFIX,
@@ -25,11 +29,14 @@ from .model_executor.cache.methods.options import (
 from .model_executor.cache.methods.replay import Replay
 from .model_executor.cache.methods.schedule import Schedule
 from .model_executor.cache.methods.tea import Tea
+from .model_executor.cache.methods.toca import ToCa
+from .model_executor.cache.methods.tome import ToMe
 
-MODULE_METHODS: tuple[type[Method], ...] = (FORA,)
+MODULE_METHODS: tuple[type[Method], ...] = (FORA, L2C, Lazy, ToCa, ToMe, EOC, GOC)
 """Methods on attention and feed-forward modules inside the blocks."""
 METHOD_CLASSES: dict[str, type[Method]] = {
-    each.label: each for each in (Fb, Tea, Fast, Ada, Auto, Schedule, Learned, Replay, *MODULE_METHODS)
+    each.label: each
+    for each in (Fb, Tea, Fast, Ada, Auto, Schedule, Learned, Replay, *MODULE_METHODS)
 }
 METHODS = ("Fb", "Tea", "Fast", "Ada", "Auto")
 """Methods that need nothing but a model; the others are told which steps to compute."""

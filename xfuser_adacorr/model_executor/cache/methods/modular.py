@@ -14,7 +14,6 @@ from .options import (
     AdaCorrection,
     Method,
     check_count,
-    compute_target,
     error_rule,
     within_budget,
 )
@@ -113,7 +112,9 @@ class ModuleOptions(Method):
     def __post_init__(self) -> None:
         check_count("num_steps", self.num_steps, least=1, optional=True)
         if not isinstance(self.correction, (AdaCorrection, type(None))):
-            raise TypeError(f"correction must be AdaCorrection(...) or None, got {self.correction!r}")
+            raise TypeError(
+                f"correction must be AdaCorrection(...) or None, got {self.correction!r}"
+            )
 
     @property
     def needs_blocks(self) -> bool:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from xfuser_adacorr.model_executor.cache.methods.modular import ModuleMethod
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
-CLASSES = ((ATTENTION, re.compile(r"Attention\d*$|Attn$")), (FEED_FORWARD, re.compile(r"FeedForward|^Mlp$|MLP$|^GLUMBConv$")))
+CLASSES = (
+    (ATTENTION, re.compile(r"Attention\d*$|Attn$")),
+    (FEED_FORWARD, re.compile(r"FeedForward|^Mlp$|MLP$|^GLUMBConv$")),
+)
 """What the classes of these modules are called in diffusers, and in `models.opensora`."""
 CONTEXT = ("encoder_hidden_states", "text", "context")
 """Arguments of attention that other tokens come in."""

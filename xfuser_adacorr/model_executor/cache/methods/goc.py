@@ -1,0 +1,67 @@
+"""GOC: reused module outputs go on in the direction that they moved last."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch.utils import _pytree as pytree
+
+from .fora import FORA, EveryNth
+from .modular import ModuleState
+from .options import check_number
+
+FIRST_CORRECTED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GOC(FORA):
+    """FORA with gradient-optimised reuse: ``f + factor * (f1 - f2)`` in some of the steps.
+
+    ``f1`` and ``f2`` are the last two outputs that were used, ``f`` the cached one.
+    """
+
+    label: ClassVar[str] = "GOC"
+
+    interval: int = 2
+    factor: float = 1.2
+    """k >= 0; 1.2 is published on FORA."""
+    steps: Sequence[int] | None = None
+    """Indices of the corrected steps; None: every second one from step 3 on."""
+
+    def __post_init__(self) -> None:
+        FORA.__post_init__(self)
+        check_number("factor", self.factor, least=0)
+        if self.steps is not None:
+            wrong = [x for x in self.steps if isinstance(x, bool) or not isinstance(x, int)]
+            if wrong:
+                raise TypeError(f"steps must be indices of steps, got {wrong[0]!r}")
+            object.__setattr__(self, "steps", tuple(self.steps))
+
+    def make_modules(self) -> "Continued":
+        return Continued(self.interval, self.factor, self.steps)
+
+
+class Continued(EveryNth):
+    """`EveryNth` with reuse that goes on as the last used outputs did."""
+
+    def __init__(self, interval: int, factor: float, steps: Sequence[int] | None) -> None:
+        super().__init__(interval)
+        self.factor, self.steps = factor, steps
+
+    def corrects(self, index: int) -> bool:
+        if self.steps is not None:
+            return index in self.steps
+        return index >= FIRST_CORRECTED and index % 2 == 1
+
+    def run_block(self, state: ModuleState, call: Any, decision: Any) -> Any:
+        out = EveryNth.run_block(self, state, call, decision)
+        one, _ = state.notes.get(call.key, (None, None))
+        state.notes[call.key] = out, one
+        return out
+
+    def reused(self, state: ModuleState, call: Any) -> Any:
+        cached = state.outputs[call.key]
+        one, two = state.notes[call.key]
+        if two is None or not self.corrects(state.step.index):
+            return cached
+        return pytree.tree_map(lambda f, a, b: f + self.factor * (a - b), cached, one, two)

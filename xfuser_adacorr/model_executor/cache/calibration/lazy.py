@@ -97,8 +97,8 @@ def convert_lazy(
     steps, blocks, kinds, _ = published.shape
     if steps != len(places.steps) or blocks * kinds != len(modules):
         raise ValueError(
-            f"published must be [{len(places.steps)}, {len(modules) // 2}, 2, D] for this model and "
-            f"its steps, got {list(published.shape)}"
+            f"published must be [{len(places.steps)}, {len(modules) // 2}, 2, D] for this model "
+            f"and its steps, got {list(published.shape)}"
         )
     ours = -published.flip(0).flatten(1, 2).float()
     tensors = {str(m): ours[:, m].contiguous() for m in range(len(modules))}

@@ -23,6 +23,9 @@ from xfuser_adacorr.model_executor.cache.sites.outputs import sample_of
 
 from .runs import FullRuns
 
+KEPT_EVERY = 20
+"""Iterations of a training between two writings of its work file."""
+
 
 @dataclass(slots=True)
 class Recorded:
@@ -205,16 +208,7 @@ def train(
     try:
         bar = tqdm(order[len(losses) :], desc="training", disable=not progress)
         for index in bar:
-            pair = pairs[index]
-            share = shares(pair)
-            output = through(
-                modules,
-                lambda pair=pair: model(*pair.args, **pair.kwargs),
-                lambda call, pair=pair, share=share: mixed(
-                    share[call.place.index], call.run(), pair.cached[call.place.index]
-                ),
-            )
-            loss = (sample_of(output) - pair.target).square().mean() + penalty(share)
+            loss = _loss(model, modules, pairs[index], shares, penalty)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -223,10 +217,29 @@ def train(
                     for p in parameters:
                         p.clamp_(-limit, limit)
             losses.append(float(loss.detach()))
-            if work is not None and len(losses) % 100 == 0:
+            if work is not None and len(losses) % KEPT_EVERY == 0:
                 kept = {"parameters": parameters.state_dict(), "losses": losses}
                 torch.save({**kept, "optimizer": optimizer.state_dict()}, work)
     finally:
         for p in trained:
             p.requires_grad_(True)
     return losses
+
+
+@torch.enable_grad()
+def _loss(
+    model: nn.Module,
+    modules: Modules,
+    pair: Pair,
+    shares: Callable[[Pair], list[Tensor]],
+    penalty: Callable[[list[Tensor]], Tensor],
+) -> Tensor:
+    """Of one pair, as `train` has it."""
+    share = shares(pair)
+
+    def answer(call: ModuleCall) -> Any:
+        index = call.place.index
+        return mixed(share[index], call.run(), pair.cached[index])
+
+    output = through(modules, lambda: model(*pair.args, **pair.kwargs), answer)
+    return (sample_of(output) - pair.target).square().mean() + penalty(share)

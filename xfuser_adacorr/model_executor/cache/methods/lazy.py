@@ -81,23 +81,22 @@ class Probed(ModuleMethod):
         )
         return Signal(local=list(packed.flatten()))
 
-    def gates(self, state: ModuleState, step, read) -> list[bool]:
+    def gates(self, state: ModuleState, step, read) -> list[float]:
         if not read.local:
-            return [True] * len(self.places)
+            return [1.0] * len(self.places)
+        if state.notes["for"] != step.index:  # corrected: steps were skipped since
+            return [0.0] * len(self.places)
         samples = state.notes["samples"]
         lazy = [logit > self.limit for logit in read.local]
         state.notes["lazy"] = [lazy[i : i + samples] for i in range(0, len(lazy), samples)]
-        return [not all(rows) for rows in state.notes["lazy"]]
-
-    def after_call(self, state: ModuleState, step, decision: Decision) -> None:
-        ModuleMethod.after_call(self, state, step, decision)
-        state.notes["logits"] = {}
+        return [1.0 - sum(rows) / samples for rows in state.notes["lazy"]]
 
     def run_block(self, state: ModuleState, call, decision: Decision) -> Any:
         index, after = call.place.index, state.step.index + 1
         if after < len(self.weights):
             probe = self.weights[after][index].to(call.hidden.device)
-            state.notes["logits"][index] = token_sums(call.hidden) @ probe
+            state.notes.setdefault("logits", {})[index] = token_sums(call.hidden) @ probe
+            state.notes["for"] = after
         lazy = state.notes.get("lazy")
         if decision.compute or lazy is None or call.key not in state.outputs:
             return self.computed(state, call)
@@ -110,8 +109,9 @@ class Probed(ModuleMethod):
     def _some_samples(self, state: ModuleState, call, lazy: list[bool]) -> Any:
         """Compute the rows of the samples that are not lazy; keep the others' last ones."""
         count = call.hidden.shape[0]
-        busy = torch.tensor([not x for x in lazy], device=call.hidden.device)
-        rows = busy.repeat_interleave(count // len(lazy)).nonzero().flatten()
+        each = count // len(lazy)
+        busy = [row for row in range(count) if not lazy[row // each]]
+        rows = torch.tensor(busy, device=call.hidden.device)
         names = [
             n
             for n in (call.hidden_name, *ROWS)

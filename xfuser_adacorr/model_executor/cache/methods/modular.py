@@ -61,15 +61,15 @@ class ModuleMethod(StackMethod):
 
         return Signal()
 
-    def gates(self, state: ModuleState, step: Step, read: Read) -> Sequence[bool]:
-        """Of every module, whether it is computed in this step."""
+    def gates(self, state: ModuleState, step: Step, read: Read) -> Sequence[float]:
+        """Of every module, the share of the samples that it is computed for in this step."""
         raise NotImplementedError
 
     def decide(self, state: ModuleState, step: Step, read: Read) -> Decision:
-        gates = tuple(map(bool, self.gates(state, step, read)))
-        share = sum(gates) / len(gates)
-        compute = share >= (REFRESH_SHARE if self.signal_only else 1.0)
-        return Decision(compute, "base" if compute else "reuse", run_blocks=gates)
+        gates = self.gates(state, step, read)
+        compute = sum(gates) >= len(gates) * (REFRESH_SHARE if self.signal_only else 1.0)
+        runs = tuple(share > 0 for share in gates)
+        return Decision(compute, "base" if compute else "reuse", run_blocks=runs)
 
     def after_call(self, state: ModuleState, step: Step, decision: Decision) -> None:
         state.step = step

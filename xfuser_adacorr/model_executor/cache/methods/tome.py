@@ -51,11 +51,9 @@ def matched(keys: Tensor, grid: tuple[int, int], ratio: float) -> Tensor:
     """
     batch, tokens, _ = keys.shape
     height, width = grid
-    columns = torch.arange(tokens, device=keys.device).view(height, width)
-    columns = columns[::CELL, ::CELL].flatten()
-    stays = torch.zeros(tokens, dtype=torch.bool, device=keys.device)
-    stays[columns] = True
-    others = (~stays).nonzero().flatten()
+    stays = [y * width + x for y in range(0, height, CELL) for x in range(0, width, CELL)]
+    columns = torch.tensor(stays, device=keys.device)
+    others = torch.tensor(sorted({*range(tokens)} - {*stays}), device=keys.device)
     keys = torch.nn.functional.normalize(keys.float(), dim=-1)
     best, link = (keys[:, others] @ keys[:, columns].transpose(1, 2)).max(-1)
     merged = min(round(ratio * tokens), len(others))

@@ -17,6 +17,7 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_a
 from xfuser_adacorr.model_executor.cache.intercept import intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import Decision, StackRule, Streams
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
+from xfuser_adacorr.model_executor.cache.step import Step
 
 if TYPE_CHECKING:
     from xfuser_adacorr.model_executor.cache.methods.modular import ModuleMethod
@@ -186,8 +187,11 @@ class Modules:
             )
         return output, active.flops / active.all_flops if active.all_flops else 1.0
 
-    def run_as_it_is(self, rule: StackRule, model: Callable[[], Any]) -> tuple[Any, float]:
-        """The same for a call that was decided to be computed."""
+    def run_as_it_is(
+        self, rule: StackRule, step: Step, model: Callable[[], Any]
+    ) -> tuple[Any, float]:
+        """The same for a call in a ``step`` that was decided to be computed."""
+        rule.state.step = step
         return self.run(
             model,
             lambda call: Decision(True, "base"),

@@ -84,7 +84,9 @@ class SamplerSite:
             return slot.output
         elif key[0] in self.inside and run.branches and run.ahead():
             output, executed = self.inside[key[0]].run_as_it_is(
-                run.branches[key[0], "", 0], lambda: original(*args, **kwargs)
+                run.branches[key[0], "", 0],
+                run.current_step(),
+                lambda: original(*args, **kwargs),
             )
             run.cost += executed
         else:

@@ -1,6 +1,7 @@
 """Fit a method to a model of one of the benchmark's families, on development prompts.
 
-``calibrate.py METHOD``: Tea (the polynomial), Fast (linear maps), Ada (the codebook)."""
+``calibrate.py METHOD``: Tea (the polynomial), Fast (linear maps), Ada (the codebook), EOC
+(prior outputs of modules)."""
 
 import argparse
 import sys
@@ -27,7 +28,7 @@ from benchmark.options import taken
 from benchmark.settings import Settings
 from xfuser_adacorr import calibrate
 
-METHODS = ("Tea", "Fast", "Ada")
+METHODS = ("Tea", "Fast", "Ada", "EOC")
 TAKEN = (
     "model_type",
     "model",

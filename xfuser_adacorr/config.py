@@ -77,7 +77,8 @@ def _takers() -> dict[str, list[str]]:
         for name in names:
             takers.setdefault(name, []).append(label)
         if "correction" in {f.name for f in fields(method)} and method is not Schedule:
-            for name in (*CORRECTION_NAMES.values(), "adacorr_mode"):
+            modes = () if method in MODULE_METHODS else ("adacorr_mode",)
+            for name in (*CORRECTION_NAMES.values(), *modes):
                 takers.setdefault(name, []).append(label + CORRECTED_SUFFIX)
     return takers
 
@@ -93,7 +94,8 @@ def method_named(name: str, **flat: Any) -> Method:
     if label not in METHOD_CLASSES:
         raise ValueError(
             f"unknown cache method {name!r}; accepted: {', '.join(METHOD_CLASSES)}, each of Fb, "
-            f"Tea, Fast, Ada and Schedule also with {CORRECTED_SUFFIX!r}{_did_you_mean(label)}"
+            f"Tea, Fast, Ada, Schedule and {', '.join(m.label for m in MODULE_METHODS)} also with "
+            f"{CORRECTED_SUFFIX!r}{_did_you_mean(label)}"
         )
     corrected = {"enable_adacorrection": True} if name != label else {}
     return from_flat({"use_cache": label, **flat, **corrected})
@@ -122,7 +124,7 @@ def from_flat(options: Mapping[str, Any]) -> Method:
     check_flag("enable_adacorrection", enabled)
     mode = options.pop("adacorr_mode", "adaptive")
     check_choice("adacorr_mode", mode, ADACORR_MODES)
-    if mode == "literal" and (not enabled or method in (Auto, Schedule)):
+    if mode == "literal" and (not enabled or method in (Auto, Schedule, *MODULE_METHODS)):
         raise ValueError(
             "adacorr_mode must be 'adaptive' for "
             f"{label}: Fb, Tea, Fast and Ada with AdaCorrection have the literal one"

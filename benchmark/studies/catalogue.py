@@ -135,6 +135,17 @@ class ScalingOptions(Checked):
     compute_fraction: float = number("modelled", 0.36, SHARE)
 
 
+PAPER_GROUPS = ("table", "modules", "rivals", "sensitivity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTableOptions(Checked):
+    samples: int = whole("pictures of every row", 512, least=2)
+    batch_size: int = whole("of them made at once", 32)
+    compute: float = number("of Auto and Learned", 0.4, SHARE)
+    groups: tuple[str, ...] = option("rows", PAPER_GROUPS, check=one_of(PAPER_GROUPS), many=True)
+
+
 GPU_MODELS = ("flux", "opensora")
 GPU_MODES = ("eager", "compile", "cudagraphs")
 """How blocks run: as written; each compiled into one graph; those graphs as CUDA graphs."""
@@ -222,6 +233,15 @@ STUDIES = {
             },
             options=PrecisionOptions,
             output="precision/FAMILY_STEPS",
+        ),
+        Study(
+            name="paper_table",
+            question="What does AdaCorrection bring each base method at equal compute?",
+            module="benchmark.studies.paper_table",
+            takes=(*_MODEL, "config", *_RUN),
+            defaults={"model_type": "dit", "num_prompts": 64},
+            options=PaperTableOptions,
+            output="paper_table/FAMILY_STEPS",
         ),
         Study(
             name="budget",

@@ -87,7 +87,7 @@ def test_modules_are_found_by_class(pipe):
 
 def test_models_without_modules_are_refused_by_name(pipe):
     with pytest.raises(ValueError, match="AutoencoderKL has no attention or feed-forward"):
-        find_modules(torch.nn.Sequential() if False else _without_modules())
+        find_modules(_without_modules())
 
 
 def _without_modules():
@@ -216,7 +216,7 @@ def test_tables_of_other_runs_are_refused(pipe, tmp_path):
         enable_cache(pipe, Lazy(probes=path))
     with pytest.raises(ValueError, match="made for another model"):
         enable_cache(build(), L2C(router=path))
-    with pytest.raises(FileNotFoundError, match="train one"):
+    with pytest.raises(FileNotFoundError, match="make one with calibrate"):
         enable_cache(pipe, L2C())
     with pytest.raises(FileNotFoundError, match="no file"):
         enable_cache(pipe, L2C(router=str(tmp_path / "none")))
@@ -230,7 +230,7 @@ def test_training_finds_the_module_that_may_not_be_reused(pipe, tmp_path):
     free = load_table(pipe.transformer, str(path), "", "L2C").tensors["logits"]
     path = train_l2c(pipe, calls, **options, learning_rate=0.3, penalty=1e3)
     forced = load_table(pipe.transformer, str(path), "", "L2C").tensors["logits"]
-    assert (forced[1::2] < -2).all() and (free[1::2] > forced[1::2]).all()
+    assert (forced[1::2] < -1).all() and (free[1::2] > forced[1::2]).all()
     assert (free[::2] == 5.0).all()
     with pytest.raises(ValueError, match="must be even"):
         train_l2c(pipe, calls, **{**options, "num_inference_steps": 5})
@@ -282,7 +282,7 @@ def test_rows_that_are_computed_are_those_of_the_whole_batch(pipe, tmp_path):
     zero = {str(m): torch.zeros(STEPS, 16) for m in range(4)}
     path = table_file(pipe, tmp_path / "lazy.safetensors", "Lazy", zero)
     assert (cached(pipe, Lazy(probes=path))[0] == sample(pipe)).all()
-    assert cached(pipe, Lazy(probes=path, threshold=0))[1].computed_steps == 1
+    assert cached(pipe, Lazy(probes=path, laziness=0))[1].computed_steps == 1
 
 
 def test_published_probes_are_turned_round(pipe, tmp_path):
@@ -475,7 +475,7 @@ def test_goc_goes_on_as_the_last_outputs_did(pipe):
     block = pipe.transformer.transformer_blocks[0]
     seen = []
     hook = module.register_forward_hook(lambda m, a, out: seen.append(out))
-    method = GOC(interval=2, factor=1.2, steps=(4,))
+    method = GOC(interval=2, factor=1.2, corrected_steps=(4,))
     enable_cache(pipe, method)
     inner = block.attn1.__dict__["_cache_call_handler"]
     block.attn1.__dict__["_cache_call_handler"] = lambda *a, **k: (
@@ -560,7 +560,7 @@ def test_a_bare_model_is_told_its_steps(pipe):
     [
         (lambda: FORA(interval=0), "interval must be at least 1"),
         (lambda: L2C(compute=0.4), "compute must be finite and at least 0.5"),
-        (lambda: Lazy(threshold=2), "threshold must be"),
+        (lambda: Lazy(laziness=2), "laziness must be"),
         (lambda: ToCa(fresh_ratio=-1), "fresh_ratio must be"),
         (lambda: ToMe(ratio=0.9), "ratio must be"),
         (lambda: EOC(form="other"), "form must be one of additive, relative"),

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .ada import calibrate_ada
+from .eoc import fit_eoc
 from .fast import calibrate_fast
+from .l2c import train_l2c
+from .lazy import train_lazy
 from .learned import calibrate_learned
 from .runs import Prompts
 from .tea import calibrate_tea
@@ -16,6 +19,9 @@ CALIBRATIONS: dict[str, Callable[..., Path]] = {
     "Fast": calibrate_fast,
     "Ada": calibrate_ada,
     "Learned": calibrate_learned,
+    "L2C": train_l2c,
+    "Lazy": train_lazy,
+    "EOC": fit_eoc,
 }
 """By the method's name: ``function(pipe, prompts, *, num_inference_steps, output, ..., **call)``,
 which returns the path of the file it wrote."""
@@ -40,8 +46,9 @@ def calibrate(
     Args:
         pipe: a pipeline without a cache, whose transformer has blocks that are known or inferred.
         method: ``Tea`` (the polynomial), ``Fast`` (linear maps in the place of blocks), ``Ada``
-            (the codebook) or ``Learned`` (schedules and coefficients: `calibrate_learned`, which
-            samples the prompts more than once and has options of its own).
+            (the codebook), ``L2C`` (`train_l2c`), ``Lazy`` (`train_lazy`), ``EOC`` (`fit_eoc`) or
+            ``Learned`` (schedules and coefficients: `calibrate_learned`, which samples the prompts
+            more than once); the last four have options of their own.
         prompts: texts, or mappings with the arguments of one call each (``{"class_labels": [3]}``),
             which may hold a ``seed``.
         num_inference_steps: sampling steps, as the pipeline is to be called.

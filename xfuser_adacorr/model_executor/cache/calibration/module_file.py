@@ -97,13 +97,13 @@ def load_table(model: nn.Module, given: str | None, file_name: str, method: str)
     path = calibration_path(model, file_name, given)
     if path is None:
         raise FileNotFoundError(
-            f"calibration: {method} needs {file_name}, and there is none beside the model; train "
-            f"one (scripts/train_{method.lower()}.py), or give its path"
+            f"calibration: {method} needs {file_name}, and there is none beside the model; make "
+            f"one with calibrate(pipe, {method!r}, prompts, ...), or give its path"
         )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"calibration: {path} is not a table of {method} ({error})") from error
     check_metadata(path, metadata, method, model)

@@ -25,20 +25,21 @@ class GOC(FORA):
     interval: int = 2
     factor: float = 1.2
     """k >= 0; 1.2 is published on FORA."""
-    steps: Sequence[int] | None = None
+    corrected_steps: Sequence[int] | None = None
     """Indices of the corrected steps; None: every second one from step 3 on."""
 
     def __post_init__(self) -> None:
         FORA.__post_init__(self)
         check_number("factor", self.factor, least=0)
-        if self.steps is not None:
-            wrong = [x for x in self.steps if isinstance(x, bool) or not isinstance(x, int)]
+        given = self.corrected_steps
+        if given is not None:
+            wrong = [x for x in given if isinstance(x, bool) or not isinstance(x, int)]
             if wrong:
-                raise TypeError(f"steps must be indices of steps, got {wrong[0]!r}")
-            object.__setattr__(self, "steps", tuple(self.steps))
+                raise TypeError(f"corrected_steps must be indices of steps, got {wrong[0]!r}")
+            object.__setattr__(self, "corrected_steps", tuple(given))
 
     def make_modules(self) -> "Continued":
-        return Continued(self.interval, self.factor, self.steps)
+        return Continued(self.interval, self.factor, self.corrected_steps)
 
 
 class Continued(EveryNth):

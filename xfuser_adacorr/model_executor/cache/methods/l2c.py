@@ -14,7 +14,7 @@ ROUTER_FILE = "l2c.safetensors"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class L2C(ModuleOptions):
-    """Compute module m in step t iff ``sigmoid(r[t, m]) > threshold`` (arXiv 2406.01733).
+    """Compute module m in step t iff ``sigmoid(r[t, m]) > theta`` (arXiv 2406.01733).
 
     The steps are taken in pairs: the first computes everything, the second may reuse it. Raises
     `FileNotFoundError` when enabled if there is no router, `ValueError` for another model's, and on
@@ -25,16 +25,16 @@ class L2C(ModuleOptions):
 
     router: str | None = None
     """File of the trained table; None: ``l2c.safetensors`` beside the model."""
-    threshold: float = 0.1
-    """theta in [0, 1]."""
+    theta: float = 0.1
+    """In [0, 1]; 0.1 to 0.9 are published."""
     compute: float | None = None
-    """In place of a threshold: the share of all modules and steps to compute, in [0.5, 1]."""
+    """In place of theta: the share of all modules and steps to compute, in [0.5, 1]."""
     loaded: Any = field(default=None, repr=False, compare=False)
     """The `ModuleTable` that was read."""
 
     def __post_init__(self) -> None:
         ModuleOptions.__post_init__(self)
-        check_number("threshold", self.threshold, least=0, most=1)
+        check_number("theta", self.theta, least=0, most=1)
         check_number("compute", self.compute, least=0.5, most=1, optional=True)
 
     def bound_to(self, model: Any) -> "L2C":
@@ -43,17 +43,17 @@ class L2C(ModuleOptions):
         return replace(self, loaded=load_table(model, self.router, ROUTER_FILE, "L2C"))
 
     def make_modules(self) -> "Routed":
-        gates = router_gates(self.loaded.tensors["logits"], self.threshold, self.compute)
+        gates = router_gates(self.loaded.tensors["logits"], self.theta, self.compute)
         return Routed(self.loaded, gates)
 
 
-def router_gates(logits: Tensor, threshold: float, compute: float | None = None) -> Tensor:
+def router_gates(logits: Tensor, theta: float, compute: float | None = None) -> Tensor:
     """Which modules are computed ``[T, M]``, of logits ``[T, M]``; all in even steps.
 
     With ``compute`` those of the highest logits, as many as this share of all T * M asks for.
     """
     betas = torch.sigmoid(logits.float())
-    gates = betas > threshold
+    gates = betas > theta
     if compute is not None:
         free = betas[1::2].flatten()
         wanted = round(compute * betas.numel()) - (betas.numel() - free.numel())

@@ -19,7 +19,7 @@ ROWS = ("encoder_hidden_states", "attention_mask", "encoder_attention_mask", "te
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lazy(ModuleOptions):
-    """Reuse module m in step t, for a sample, iff ``sigmoid(sum_tokens Z . w[t, m]) > threshold``.
+    """Reuse module m in step t, for a sample, iff ``sigmoid(sum_tokens Z . w[t, m]) > laziness``.
 
     Z is the module's modulated input (arXiv 2412.12444) in the step before, so that all probes of a
     step are read at once. Raises as `L2C` does.
@@ -30,14 +30,14 @@ class Lazy(ModuleOptions):
 
     probes: str | None = None
     """File of the trained probes; None: ``lazy.safetensors`` beside the model."""
-    threshold: float = 0.5
-    """Laziness above which a module is reused, in [0, 1]; 1: never."""
+    laziness: float = 0.5
+    """Above which a module is reused, in [0, 1]; 1: never."""
     loaded: Any = field(default=None, repr=False, compare=False)
     """The `ModuleTable` that was read."""
 
     def __post_init__(self) -> None:
         ModuleOptions.__post_init__(self)
-        check_number("threshold", self.threshold, least=0, most=1)
+        check_number("laziness", self.laziness, least=0, most=1)
 
     def bound_to(self, model: Any) -> "Lazy":
         from xfuser_adacorr.model_executor.cache.calibration.module_file import load_table
@@ -45,7 +45,7 @@ class Lazy(ModuleOptions):
         return replace(self, loaded=load_table(model, self.probes, PROBE_FILE, "Lazy"))
 
     def make_modules(self) -> "Probed":
-        return Probed(self.loaded, self.threshold)
+        return Probed(self.loaded, self.laziness)
 
 
 class Probed(ModuleMethod):
@@ -53,11 +53,11 @@ class Probed(ModuleMethod):
 
     works_on_ranks = False
 
-    def __init__(self, table: Any, threshold: float) -> None:
+    def __init__(self, table: Any, laziness: float) -> None:
         self.table = table
-        self.limit = math.inf if threshold == 1 else -math.inf
-        if 0 < threshold < 1:
-            self.limit = math.log(threshold / (1 - threshold))
+        self.limit = math.inf if laziness == 1 else -math.inf
+        if 0 < laziness < 1:
+            self.limit = math.log(laziness / (1 - laziness))
         count, steps = len(table.modules), table.num_steps
         self.weights = [
             [table.tensors[str(module)][step].float() for module in range(count)]

@@ -9,6 +9,7 @@ from xfuser_adacorr.model_executor.cache.step import Step
 from xfuser_adacorr.model_executor.cache.trace import STEP_CONTEXT, CallRecord, Trace
 
 from .base import BlockCall, Call, Decision, Read, Rule, Signal, StackMethod, Streams
+from .modular import ModuleOptions
 from .options import Method, check_count
 
 SIGMA_TOLERANCE = 1e-4
@@ -116,6 +117,11 @@ def traced_method(trace: Trace, num_steps: int | None = None) -> Method:
     from xfuser_adacorr.config import from_flat
 
     method = from_flat(trace.config)
+    if isinstance(method, ModuleOptions):
+        raise ValueError(
+            f"trace: {method.name} acts on modules, and its traces are not replayed; enable it "
+            "again, it decides alike"
+        )
     return method if num_steps is None else replace(method, num_steps=num_steps)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from .modular import ModuleMethod, ModuleOptions, ModuleState
 from .options import check_count, check_number
 from .tokens import (
-    check_grid,
     check_plain,
+    checked_grid,
     grid_of,
     in_cells,
     is_self_attention,
@@ -51,7 +51,7 @@ class ToCa(ModuleOptions):
         check_number("fresh_ratio", self.fresh_ratio, least=0, most=1)
         for name in ("stale_weight", "step_weight", "layer_weight", "module_weight"):
             check_number(name, getattr(self, name), least=0)
-        check_grid(self.grid)
+        object.__setattr__(self, "grid", checked_grid(self.grid))
 
     def make_modules(self) -> "TokenWise":
         return TokenWise(self)

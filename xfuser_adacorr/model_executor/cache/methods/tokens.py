@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .options import check_count
+
 if TYPE_CHECKING:
     from xfuser_adacorr.model_executor.cache.sites.modules import Place
 
@@ -68,11 +70,15 @@ def out_of_cells(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return x.transpose(2, 3).reshape(x.shape[0], -1)
 
 
-def check_grid(grid: Any) -> None:
-    if grid is not None and not (
-        isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(n, int) for n in grid)
-    ):
+def checked_grid(grid: Any) -> tuple[int, int] | None:
+    """The option as a tuple; `TypeError` for what is no grid."""
+    if grid is None:
+        return None
+    if not (isinstance(grid, (tuple, list)) and len(grid) == 2):
         raise TypeError(f"grid must be (height, width) in tokens, or None, got {grid!r}")
+    for side in grid:
+        check_count("grid", side, least=CELL)
+    return tuple(grid)
 
 
 def taken_tokens(x: Tensor, chosen: Tensor) -> Tensor:

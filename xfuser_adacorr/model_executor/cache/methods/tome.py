@@ -9,7 +9,7 @@ from torch import Tensor
 from .base import Decision
 from .modular import ModuleMethod, ModuleOptions, ModuleState
 from .options import CORRECTED_TOLERANCE, check_number, error_rule, within_budget
-from .tokens import CELL, check_grid, check_plain, grid_of, is_self_attention, projected
+from .tokens import CELL, check_plain, checked_grid, grid_of, is_self_attention, projected
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class ToMe(ModuleOptions):
     def __post_init__(self) -> None:
         ModuleOptions.__post_init__(self)
         check_number("ratio", self.ratio, least=0, most=0.75)
-        check_grid(self.grid)
+        object.__setattr__(self, "grid", checked_grid(self.grid))
 
     @property
     def needs_steps(self) -> bool:

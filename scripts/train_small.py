@@ -30,6 +30,9 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="default: `judge` beside --output, `clip_judge` for opensora",
     )
+    parser.add_argument(
+        "--autoencoder", type=Path, help="a trained one's directory; default: one is trained"
+    )
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and latents")
     parser.add_argument(
         "--minutes", type=float, help="of transformer training, default: the family's"
@@ -68,6 +71,7 @@ def main() -> None:
         autoencoder_steps=arguments.autoencoder_steps,
         decoder_steps=arguments.decoder_steps,
         device=arguments.device,
+        autoencoder=arguments.autoencoder,
     )
 
 

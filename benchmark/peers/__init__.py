@@ -2,18 +2,22 @@
 
 A peer is its package's own code, set up as its documentation says: the step count, the branches of
 classifier-free guidance and a fresh state for every picture are told to it where it asks for them.
+Those named ``paper:`` have no package for these models: here they are written from their papers.
 """
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmark.errors import BenchmarkError
 
 ALL = ("flux", "pixart", "dit")
+EVERY = (*ALL, "opensora")
 EXTRA = "pip install 'xfuser_adacorr[peers]'"
 
 
@@ -27,6 +31,8 @@ class PeerConfig:
     """Sorted by name, hashable."""
     true_cfg: bool = False
     """Whether the unguided branch is a call of its own in every step."""
+    calibration: str | None = None
+    """File of what was calibrated for these options, where the peer asks for it."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"peer": self.name, "options": dict(self.options), "true_cfg": self.true_cfg}
@@ -47,6 +53,8 @@ class Peer:
     """Options that its project gives as default or in its example for FLUX."""
     one_branch: bool = False
     """Whether it cannot tell the calls of two branches apart."""
+    calibrated: bool = False
+    """Whether its module has a ``CALIBRATE`` for it."""
 
     @property
     def package(self) -> str:
@@ -63,6 +71,8 @@ class Run:
 
     num_inference_steps: int
     true_cfg: bool
+    calibration: Any = None
+    """What its ``CALIBRATE`` gave."""
 
 
 _UNKNOWN_BLOCKS = "diffusers' hooks do not know its blocks"
@@ -98,6 +108,12 @@ def _xfuser(method: str) -> Peer:
     )
 
 
+def _paper(method: str, module: str, recommended: Mapping[str, Any], **more: Any) -> Peer:
+    return Peer(
+        name=f"paper:{method}", module=module, families=EVERY, recommended=recommended, **more
+    )
+
+
 PEERS = {
     peer.name: peer
     for peer in (
@@ -130,11 +146,27 @@ PEERS = {
         ),
         _xfuser("fbcache"),
         _xfuser("teacache"),
+        _paper("MeanCache", "mean_cache", {"share": 0.3, "exponent": 4.0}, calibrated=True),
+        _paper("DPCache", "dp_cache", {"share": 0.26, "order": 2}, calibrated=True),
+        _paper("Spectrum", "spectrum", {"warm_up": 5, "growth": 0.75}),
+        _paper("L2P", "l2p", {"interval": 5}, calibrated=True),
+        _paper("OLSS", "olss", {"share": 0.25}, calibrated=True),
+        _paper("BudCache", "bud_cache", {"share": 0.35}, calibrated=True),
+        _paper("BAG", "bag", {"share": 0.26}, calibrated=True),
+        _paper("EasyCache", "easy_cache", {"threshold": 0.2}),
+        _paper("LazyCache", "easy_cache", {"threshold": 0.2}),
+        _paper("DiCache", "di_cache", {"threshold": 0.4, "retained": 0.2}, one_branch=True),
+        _paper("TCPade", "tc_pade", {"interval": 8, "turn": 1.4, "start": 4}, one_branch=True),
     )
 }
 """By name."""
 
-_IMPORTS = {"diffusers": "diffusers.hooks", "cache-dit": "cache_dit", "xfuser": "xfuser"}
+_IMPORTS = {
+    "diffusers": "diffusers.hooks",
+    "cache-dit": "cache_dit",
+    "xfuser": "xfuser",
+    "paper": "benchmark",
+}
 
 
 def is_peer(name: str) -> bool:
@@ -189,8 +221,9 @@ def enabled(pipe: Any, config: PeerConfig, num_inference_steps: int) -> Iterator
     from benchmark.peers.restoring import restored
 
     peer = PEERS[config.name]
-    module = importlib.import_module(f"benchmark.peers.{peer.module}")
-    run = Run(num_inference_steps=num_inference_steps, true_cfg=config.true_cfg)
+    module = _module(peer)
+    kept = config.calibration and json.loads(Path(config.calibration).read_text())
+    run = Run(num_inference_steps=num_inference_steps, true_cfg=config.true_cfg, calibration=kept)
     with restored(pipe):
         try:
             disable = module.ENABLE[peer.method](pipe, dict(config.options), run)
@@ -200,6 +233,25 @@ def enabled(pipe: Any, config: PeerConfig, num_inference_steps: int) -> Iterator
             yield
         finally:
             disable()
+
+
+def _module(peer: Peer) -> Any:
+    return importlib.import_module(f"benchmark.peers.{peer.module}")
+
+
+def calibration_of(config: PeerConfig) -> tuple[str, Callable[..., Any]] | None:
+    """What a peer has to be told about model and sampler: its name, and how it is found.
+
+    The function takes the samples of `benchmark.run.trajectories` and the number of steps. None
+    for a peer that is told nothing.
+    """
+    peer = PEERS[config.name]
+    if not peer.calibrated:
+        return None
+    make, relevant = _module(peer).CALIBRATE[peer.method]
+    options = dict(config.options)
+    told = "-".join(f"{name}-{options[name]}" for name in relevant if name in options)
+    return f"{peer.method}-{told}".strip("-"), lambda samples, steps: make(samples, options, steps)
 
 
 def sweep_options(name: str, listed: Sequence[Mapping[str, Any]], steps: int) -> list[dict]:

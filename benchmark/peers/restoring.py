@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+from benchmark.run.flops import denoisers
+
 _DICTIONARIES = (dict, OrderedDict)
 
 
 @contextmanager
 def restored(pipe: Any) -> Iterator[None]:
-    """Afterwards the pipeline, its scheduler and all modules of its transformer have the
-    attributes, submodules and hooks that they had before."""
-    objects = [pipe, pipe.scheduler, *pipe.transformer.modules()]
+    """Afterwards the pipeline, its scheduler and all modules of its denoisers have the attributes,
+    submodules and hooks that they had before."""
+    modules = [module for denoiser in denoisers(pipe) for module in denoiser.modules()]
+    objects = [pipe, pipe.scheduler, *modules]
     before = [_contents(x) for x in objects]
     try:
         yield

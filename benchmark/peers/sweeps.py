@@ -6,6 +6,8 @@ They spread over the compute fractions at which methods are compared, as far as 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmark.peers.paths import SHARES
+
 Settings = list[dict[str, Any]]
 
 
@@ -67,6 +69,46 @@ def _intervals(thresholds: Sequence[float], steps: int) -> Settings:
     return _over("cache_interval", (2, 3, 4, 5, 6, 8))
 
 
+def _budgets(**more: Any) -> Callable[[Sequence[float], int], Settings]:
+    return lambda thresholds, steps: [{"share": share, **more} for share in SHARES]
+
+
+def _dp_cache(thresholds: Sequence[float], steps: int) -> Settings:
+    return [{"share": share, "order": order} for order in (1, 2) for share in SHARES]
+
+
+def _spectrum(thresholds: Sequence[float], steps: int) -> Settings:
+    few = steps <= 30
+    fast = [{"warm_up": 5, "growth": 3.0}]  # published, too; the others for other compute
+    warm_up = 3 if few else 5
+    swept = [
+        {"warm_up": warm_up, "growth": growth, "blend": blend}
+        for blend in (1.0, 0.5)
+        for growth in ((0.1, 0.3, 0.75, 1.5, 3.0) if few else (0.05, 0.15, 0.3, 0.75, 1.5))
+    ]
+    return [*fast, *swept]
+
+
+def _l2p(thresholds: Sequence[float], steps: int) -> Settings:
+    return [*_over("interval", (6, 7, 8, 10, 16)), *_over("share", SHARES)]
+
+
+def _di_cache(thresholds: Sequence[float], steps: int) -> Settings:
+    tried = (0.1, 0.2, 0.8, 1.6, 3.2)
+    return [
+        *({"threshold": threshold, "retained": 0.2} for threshold in tried),
+        *({"threshold": threshold, "retained": 0.0} for threshold in (0.2, 0.4, 0.8, 1.6)),
+    ]
+
+
+def _tc_pade(thresholds: Sequence[float], steps: int) -> Settings:
+    return [
+        {"interval": interval, "turn": turn, "start": 2 if steps <= 30 else 4}
+        for turn in (1.4, 0.6)
+        for interval in (2, 3, 4, 6)
+    ]
+
+
 _SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {
     "diffusers:FirstBlockCache": lambda thresholds, steps: _over("threshold", thresholds),
     "diffusers:TaylorSeer": _intervals,
@@ -87,6 +129,17 @@ _SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {
         "rel_l1_thresh", (*thresholds, 1.5 * thresholds[-1], 2.5 * thresholds[-1])
     ),
     # TeaCache's published thresholds for FLUX, and looser ones
+    "paper:MeanCache": _budgets(exponent=4.0),
+    "paper:DPCache": _dp_cache,
+    "paper:Spectrum": _spectrum,
+    "paper:L2P": _l2p,
+    "paper:OLSS": _budgets(),
+    "paper:BudCache": _budgets(),
+    "paper:BAG": _budgets(),
+    "paper:EasyCache": lambda thresholds, steps: _over("threshold", (0.05, 0.1, 0.4, 0.8)),
+    "paper:LazyCache": lambda thresholds, steps: _over("threshold", (0.05, 0.1, 0.4, 0.8)),
+    "paper:DiCache": _di_cache,
+    "paper:TCPade": _tc_pade,
     "xfuser:teacache": lambda thresholds, steps: _over("rel_l1_thresh", (0.25, 0.4, 0.6, 0.8, 1.2)),
 }
 

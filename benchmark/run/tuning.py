@@ -19,10 +19,11 @@ from torch import Tensor
 from benchmark.models.loading import load_prompts
 from benchmark.models.names import CORRECTED, SCHEDULE
 from benchmark.models.package import Steps, even_starts, log_snrs, search_schedule
-from benchmark.peers import PeerConfig
+from benchmark.peers import PeerConfig, calibration_of
 from benchmark.run.generate import make_picture, prepared
 from benchmark.run.rows import Row, cached_row, uncached_row
 from benchmark.run.store import read_json, write_json
+from benchmark.run.trajectories import Samples
 from benchmark.run.workbench import Workbench
 from benchmark.score.pictures import psnr_db
 from xfuser_adacorr import CacheConfig
@@ -61,6 +62,11 @@ class Tuner:
         settings = self.bench.settings
         return load_prompts(replace(settings, split="development", num_prompts=self.num_prompts))
 
+    @cached_property
+    def samples(self) -> Samples:
+        """Runs of the development prompts, for peers that are calibrated."""
+        return Samples(self.bench.pipe, self.bench.settings, self.entries, self._path)
+
     def tuned(self, row: Row) -> Row:
         """The row with what its method has to be told about the run and the model."""
         config = row.config
@@ -71,6 +77,12 @@ class Tuner:
             ratios = self._kept(f"magcache-{row.num_inference_steps}", self._mag_ratios, row)
             options = {**dict(config.options), "mag_ratios": tuple(ratios)}
             config = replace(config, options=tuple(sorted(options.items())))
+        calibration = calibration_of(config)
+        if calibration is not None:
+            name, make = calibration
+            name = f"{name}-{row.num_inference_steps}"
+            self._kept(name, make, self.samples, row.num_inference_steps)
+            config = replace(config, calibration=str(self._path(name)))
         return replace(row, config=config)
 
     def _path(self, name: str) -> Path:

@@ -86,7 +86,7 @@ class SmallFamily:
     """As the benchmark's `--model_type` has it."""
 
     trained: tuple[str, ...]
-    """The pipeline's components that are trained together; the transformer is one of them."""
+    """The pipeline's components that are trained together; the denoiser comes first."""
 
     config: TrainingConfig
     """The usual budget."""

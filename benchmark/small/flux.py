@@ -11,7 +11,6 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmark.small.autoencoder import encode_pictures, training_pictures
 from benchmark.small.family import SmallFamily, TrainingConfig
@@ -20,10 +19,15 @@ from benchmark.small.judge import Judge
 from benchmark.small.latents import load_encoded, sample_sigmas
 from benchmark.small.scenes import labels_scene, sample_labels
 from benchmark.small.splits import held_back_labels
-from benchmark.small.text import TEXT_WIDTH, build_t5_encoder, tokenise_t5, warm_up_text_encoders
+from benchmark.small.text import (
+    TEXT_WIDTH,
+    build_clip_encoder,
+    build_t5_encoder,
+    tokenise_clip,
+    tokenise_t5,
+    warm_up_text_encoders,
+)
 from benchmark.small.tokenizers import MAX_LENGTH, build_clip_tokenizer, build_t5_tokenizer
-
-POOLED_WIDTH = 64
 
 
 def build_transformer(latent_channels: int = 8) -> FluxTransformer2DModel:
@@ -39,7 +43,7 @@ def build_transformer(latent_channels: int = 8) -> FluxTransformer2DModel:
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=POOLED_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
         guidance_embeds=False,
         axes_dims_rope=(8, 12, 12),
     )
@@ -54,20 +58,6 @@ def build_transformer(latent_channels: int = 8) -> FluxTransformer2DModel:
 def build_pipeline(vae: AutoencoderKL) -> FluxPipeline:
     """A pipeline around `vae` with untrained text encoders and transformer."""
     clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(clip_tokenizer),
-            hidden_size=POOLED_WIDTH,
-            intermediate_size=4 * POOLED_WIDTH,
-            projection_dim=POOLED_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_LENGTH,
-            bos_token_id=clip_tokenizer.bos_token_id,
-            eos_token_id=clip_tokenizer.eos_token_id,
-            pad_token_id=clip_tokenizer.pad_token_id,
-        )
-    )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0,
@@ -78,7 +68,7 @@ def build_pipeline(vae: AutoencoderKL) -> FluxPipeline:
             max_image_seq_len=4096,
         ),
         vae=vae,
-        text_encoder=text_encoder,
+        text_encoder=build_clip_encoder(clip_tokenizer),
         tokenizer=clip_tokenizer,
         text_encoder_2=build_t5_encoder(t5_tokenizer),
         tokenizer_2=t5_tokenizer,
@@ -98,9 +88,7 @@ def image_ids(height: int, width: int) -> torch.Tensor:
 
 def tokenise(pipeline: FluxPipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """CLIP and T5 token ids, each [N, 24], padded as the pipeline pads them."""
-    options = {"padding": "max_length", "max_length": MAX_LENGTH, "truncation": True}
-    clip = pipeline.tokenizer(prompts, return_tensors="pt", **options).input_ids
-    return clip, tokenise_t5(pipeline.tokenizer_2, prompts)
+    return tokenise_clip(pipeline.tokenizer, prompts), tokenise_t5(pipeline.tokenizer_2, prompts)
 
 
 def tokenise_labels(

@@ -78,9 +78,11 @@ def build_pipeline(vae: AutoencoderKL) -> PixArtSigmaPipeline:
     )
 
 
-def draw_pictures(number: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures [number, 3, 64, 64] of one object and their label rows, none of the test split."""
-    held_back = held_back_labels("pixart")
+def draw_pictures(
+    number: int, generator: torch.Generator, family: str = "pixart"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures [number, 3, 64, 64] of one object and their labels, none of the test split."""
+    held_back = held_back_labels(family)
     labels = sample_labels(number, generator, exclude=held_back, single_share=1.0)
     return render(labels, generator), labels
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def make_splits(seed: int = 2024) -> Splits:
     return _splits("prompt", _distinct(labels_scene(row).prompt for row in drawn), 1000)
 
 
-def make_pixart_splits(seed: int = 2025) -> Splits:
+def make_single_splits(seed: int, first_seed: int) -> Splits:
     """Distinct prompts of one object."""
     generator = torch.Generator().manual_seed(seed)
     drawn = sample_labels(4 * (DEVELOPMENT_SIZE + TEST_SIZE), generator, single_share=1.0)
-    return _splits("prompt", _distinct(labels_scene(row).prompt for row in drawn), 2000)
+    return _splits("prompt", _distinct(labels_scene(row).prompt for row in drawn), first_seed)
 
 
 def make_dit_splits(seed: int = 2026) -> Splits:
@@ -63,7 +64,7 @@ def make_dit_splits(seed: int = 2026) -> Splits:
     return _splits("class_label", names, 3000)
 
 
-def make_opensora_splits(seed: int = 2027) -> Splits:
+def make_clip_splits(seed: int, first_seed: int) -> Splits:
     """Distinct prompts of moving objects, by turns slow and quick."""
     generator = torch.Generator().manual_seed(seed)
     drawn = sample_moving(4 * (DEVELOPMENT_SIZE + TEST_SIZE), generator)
@@ -73,14 +74,17 @@ def make_opensora_splits(seed: int = 2027) -> Splits:
         for speed in ("slowly", "quickly")
     )
     prompts = [prompt for pair in zip(slow, quick, strict=False) for prompt in pair]
-    return _splits("prompt", prompts, 4000)
+    return _splits("prompt", prompts, first_seed)
 
 
 MAKERS: dict[str, Callable[[], Splits]] = {
     "flux": make_splits,
-    "pixart": make_pixart_splits,
+    "pixart": partial(make_single_splits, 2025, 2000),
     "dit": make_dit_splits,
-    "opensora": make_opensora_splits,
+    "opensora": partial(make_clip_splits, 2027, 4000),
+    "sd": partial(make_single_splits, 2028, 5000),
+    "sd3": partial(make_single_splits, 2029, 6000),
+    "wan": partial(make_clip_splits, 2030, 7000),
 }
 
 
@@ -119,9 +123,9 @@ def held_back_labels(family: str = "flux") -> torch.Tensor:
     return scene_labels(parse_prompt(text) for text in read_entries(family, "test").texts)
 
 
-def held_back_motions() -> torch.Tensor:
-    """Label rows [128, 6] of the clips' test split, and of the same clips played backwards."""
-    scenes: list[MovingScene] = [parse_moving(t) for t in read_entries("opensora", "test").texts]
+def held_back_motions(family: str = "opensora") -> torch.Tensor:
+    """Label rows [128, 6] of a test split of clips, and of the same clips played backwards."""
+    scenes: list[MovingScene] = [parse_moving(t) for t in read_entries(family, "test").texts]
     labels = moving_labels(scenes)
     return torch.cat([labels, reversed_motion(labels)])
 

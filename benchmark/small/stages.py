@@ -35,6 +35,7 @@ def train_pipeline(
     autoencoder_steps: int,
     decoder_steps: int,
     device: str = "cpu",
+    autoencoder: Path | None = None,
 ) -> None:
     """Trains autoencoder, judge, decoder and transformer, and saves pipeline and judge.
 
@@ -51,17 +52,22 @@ def train_pipeline(
         autoencoder_steps: steps of the whole autoencoder, before everything else.
         decoder_steps: further steps of its decoder alone, which leave the latents as they are.
         device: where to train.
+        autoencoder: the directory of a trained one, which is used as it is.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     if not split_file(family.name).exists():
         write_splits(family.name)
     torch.manual_seed(config.seed)
-    vae = train_autoencoder(work_dir, autoencoder_steps, seed=config.seed, device=device)
+    if autoencoder is None:
+        vae = train_autoencoder(work_dir, autoencoder_steps, seed=config.seed, device=device)
+    else:
+        vae = AutoencoderKL.from_pretrained(autoencoder).to(device).eval().requires_grad_(False)
     logger.info("autoencoder: PSNR %.2f dB", reconstruction_psnr(vae))
     judge, own_accuracy = _judge(family, work_dir, vae, judge_output)
     logger.info("judge: %s", own_accuracy)
-    refine_decoder(vae, work_dir, decoder_steps)
+    if autoencoder is None:
+        refine_decoder(vae, work_dir, decoder_steps)
     psnr_db = reconstruction_psnr(vae)
     logger.info("refined decoder: PSNR %.2f dB", psnr_db)
 

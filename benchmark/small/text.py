@@ -2,12 +2,20 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from benchmark.small.scenes import CHOICES
 
@@ -31,6 +39,33 @@ def build_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+def clip_options(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """Options of a CLIP text encoder of 2 layers and width 64 for the tokenizer's vocabulary."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "projection_dim": TEXT_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def build_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained one of `clip_options`."""
+    return CLIPTextModel(CLIPTextConfig(**clip_options(tokenizer)))
+
+
+def tokenise_clip(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
+    """CLIP token ids [N, `model_max_length`], padded as the pipelines pad them."""
+    options = {"padding": "max_length", "max_length": tokenizer.model_max_length}
+    return tokenizer(list(prompts), truncation=True, return_tensors="pt", **options).input_ids
 
 
 def tokenise_t5(tokenizer: T5Tokenizer, prompts: Sequence[str]) -> torch.Tensor:

@@ -62,7 +62,7 @@ def train(
         pipeline, config.examples, config.seed, work_dir / family.latents
     )
     if config.compile:
-        compile_blocks(pipeline.transformer)
+        compile_blocks(getattr(pipeline, family.trained[0]))
 
     saved = exported = time.monotonic()
     losses: list[float] = []
@@ -107,7 +107,7 @@ def train(
 
 
 def compile_blocks(transformer: ModelMixin) -> None:
-    """Compiles the transformer's blocks, which share their compiled code, for each shape."""
+    """Compiles the denoiser's blocks, which share their compiled code, for each shape."""
     if transformer._repeated_blocks:
         transformer.compile_repeated_blocks(dynamic=False)
         return

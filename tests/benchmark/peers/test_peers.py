@@ -8,11 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import peers
 from benchmark.errors import BenchmarkError
-from benchmark.peers import PEERS, peer_config, restoring, sweep_options
+from benchmark.peers import PEERS, bag, bud_cache, peer_config, restoring, sweep_options
 from benchmark.run.flops import counted_flops
 from benchmark.run.generate import make_picture, prepared
 from benchmark.run.rows import cached_row
-from tests.benchmark.tiny import read_settings, tiny_dit, tiny_pipeline, tiny_pixart
+from benchmark.run.store import write_json
+from benchmark.run.trajectories import Samples
+from tests.benchmark.tiny import TINY, read_settings, tiny_pipeline
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 
 STEPS = 8
@@ -24,7 +26,7 @@ THRESHOLDS = [{"rel_l1_thresh": value} for value in (0.3, 9.0)]
 def pipelines():
     """A tiny random pipeline of every family that peers have."""
     made = {"flux": tiny_pipeline()}
-    for family, make in (("pixart", tiny_pixart), ("dit", tiny_dit)):
+    for family, make in TINY.items():
         pipe, transformer = make()
         torch.manual_seed(0)
         for parameter in transformer.parameters():  # the output layer's are zero at first
@@ -40,17 +42,47 @@ def pipelines():
 
 
 def picture(pipe, family, steps=STEPS, seed=3, scale=1):
-    texts = {"flux": "a red circle", "pixart": "a red circle", "dit": None}
-    text = texts[family] or next(iter(pipe.labels))
-    entry = {"class_label" if family == "dit" else "prompt": text, "seed": seed}
-    arguments = ["--model_type", family, "--true_cfg_scale", str(scale)]
-    return make_picture(pipe, read_settings(arguments), entry, steps)
+    return make_picture(pipe, settings_of(family, scale), entry_of(pipe, family, seed), steps)
 
 
-def row(name, options, family, true_cfg=False):
-    solver = {"flux": "Euler", "pixart": "DPM-Solver++", "dit": "DDIM"}[family]
-    config = replace(peer_config(name, options), true_cfg=true_cfg)
+def entry_of(pipe, family, seed=3):
+    if family == "dit":
+        return {"class_label": next(iter(pipe.labels)), "seed": seed}
+    moving = ", moving right slowly" if family == "opensora" else ""
+    return {"prompt": f"a red circle{moving}", "seed": seed}
+
+
+def settings_of(family, scale=1):
+    frames = ["--num_frames", "4"] if family == "opensora" else []
+    return read_settings(["--model_type", family, "--true_cfg_scale", str(scale), *frames])
+
+
+def row(name, options, family, true_cfg=False, calibration=None):
+    solver = {"pixart": "DPM-Solver++", "dit": "DDIM"}.get(family, "Euler")
+    config = replace(peer_config(name, options), true_cfg=true_cfg, calibration=calibration)
     return cached_row(name, STEPS, config, solver)
+
+
+@pytest.fixture
+def calibrated(pipelines, tmp_path, monkeypatch):
+    """Peers are calibrated on one picture, with searches of two masks."""
+    for module in (bud_cache, bag):
+        monkeypatch.setattr(module, "ITERATIONS", 2)
+    monkeypatch.setattr(bag, "PROMPTS", 1)
+    monkeypatch.setattr(bag, "SHARES", (0.5,))
+    monkeypatch.setattr(bag, "EPOCHS", 5)
+
+    def calibrate(family, name, options):
+        found = peers.calibration_of(peer_config(name, options))
+        if found is None:
+            return None
+        pipe = pipelines[family]
+        entries = [entry_of(pipe, family)]
+        samples = Samples(pipe, settings_of(family), entries, lambda n: tmp_path / f"{n}.json")
+        write_json(tmp_path / "kept.json", found[1](samples, STEPS))
+        return str(tmp_path / "kept.json")
+
+    return calibrate
 
 
 def attributes(pipe):
@@ -59,7 +91,9 @@ def attributes(pipe):
 
 
 @pytest.mark.parametrize(("family", "name"), FAMILY_PEERS)
-def test_a_peer_saves_compute_and_leaves_the_pipeline_as_it_was(pipelines, family, name):
+def test_a_peer_saves_compute_and_leaves_the_pipeline_as_it_was(
+    pipelines, calibrated, family, name
+):
     if not peers.is_installed(PEERS[name]):
         pytest.skip(f"{PEERS[name].package} is not installed")
     pipe = pipelines[family]
@@ -69,7 +103,8 @@ def test_a_peer_saves_compute_and_leaves_the_pipeline_as_it_was(pipelines, famil
     options = dict(sweep_options(name, THRESHOLDS, STEPS)[-1])
     if name.endswith("MagCache"):
         options |= {"mag_ratios": (1.0,) * STEPS, "threshold": 9.0}
-    with counted_flops([pipe.transformer]) as flops, prepared(pipe, row(name, options, family)):
+    cached_by = row(name, options, family, calibration=calibrated(family, name, options))
+    with counted_flops([pipe.transformer]) as flops, prepared(pipe, cached_by):
         cached = picture(pipe, family)
         again = picture(pipe, family)
     assert 0 < flops.total < 2 * uncached.total

@@ -1,0 +1,92 @@
+"""L2P (arXiv 2604.26365): every output as a learned sum of all outputs before it."""
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from benchmark.peers.sampler_step import Walk, combined, enabled_policy
+
+HAND_MADE = {
+    5: (0, 1, 2, 4, 6, 9, 14, 23, 30, 37, 44),
+    6: (0, 1, 2, 4, 7, 14, 23, 31, 38, 45),
+    7: (0, 1, 2, 4, 9, 17, 26, 35, 43),
+    8: (0, 1, 2, 4, 10, 20, 31, 41),
+    10: (0, 1, 2, 4, 12, 24, 38),
+    16: (0, 1, 2, 4, 16, 32),
+}
+"""Computed steps of 50, by the paper's interval N."""
+RIDGE = 1e-5
+"""Of the mean diagonal of the Gram matrix."""
+
+
+def hand_made(interval: int, steps: int) -> tuple[int, ...]:
+    """The paper's schedule, moved to the nearest of ``steps`` steps."""
+    return tuple(sorted({math.floor(place * steps / 50 + 0.5) for place in HAND_MADE[interval]}))
+
+
+def even(computed: int, steps: int) -> tuple[int, ...]:
+    return tuple(sorted({math.floor(k * steps / computed) for k in range(computed)}))
+
+
+def schedule(options: dict[str, Any], steps: int) -> tuple[int, ...]:
+    """Computed steps: hand-made for an ``interval``, else even for a ``share`` of all."""
+    if "interval" in options:
+        return hand_made(options["interval"], steps)
+    return even(math.ceil(options["share"] * steps), steps)
+
+
+def causal_ridge(gram: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+    """W [T, T], lower triangular without its diagonal: ``F_t ~ sum over j < t of W[t, j] F_j``.
+
+    Least squares of every step on all earlier ones of true trajectories.
+
+    Args:
+        gram: [T, T], sums of ``F_i F_j`` over elements and samples.
+        ridge: of the mean diagonal of each system.
+    """
+    weights = np.zeros_like(gram)
+    for t in range(1, len(gram)):
+        past = gram[:t, :t]
+        penalty = ridge * np.trace(past) / t * np.eye(t)
+        weights[t, :t] = np.linalg.solve(past + penalty, gram[:t, t])
+    return weights
+
+
+class L2P:
+    """
+    Args:
+        weights: [T, T], `causal_ridge`.
+        steps: that are computed.
+    """
+
+    def __init__(self, weights: np.ndarray, steps: tuple[int, ...]) -> None:
+        self.weights, self.steps = weights, steps
+        self.history: list[Tensor] = []
+
+    def computes(self, walk: Walk) -> bool:
+        return walk.index in self.steps
+
+    def computed(self, walk: Walk, seen: Tensor) -> None:
+        self.history.append(seen)
+
+    def forecast(self, walk: Walk) -> Tensor:
+        t = walk.index
+        self.history.append(combined(self.weights[t, :t], self.history))
+        return self.history[-1]
+
+
+def _make(options: dict[str, Any], run: Any) -> L2P:
+    steps = schedule(options, run.num_inference_steps)
+    return L2P(np.array(run.calibration), steps)
+
+
+def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> list[list[float]]:
+    gram = samples.gram(steps, options.get("raw", False))[steps + 1 :, steps + 1 :]
+    return causal_ridge(gram).tolist()
+
+
+ENABLE = {"L2P": enabled_policy(_make)}
+CALIBRATE = {"L2P": (_calibrate, ("raw",))}
+"""By method: (samples, options, steps) -> what is kept, and the options that it depends on."""

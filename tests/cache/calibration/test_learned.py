@@ -47,6 +47,15 @@ def test_calls_side_by_side_are_fitted_as_one_batch_is():
         assert a == pytest.approx(b, rel=1e-2, abs=1e-3)
 
 
+def test_both_latents_of_a_prompt_are_fitted_on_or_neither(pipe):
+    """DiT's pipeline has every prompt's latents twice in a batch, all first ones first."""
+    loop = ClosedLoop(pipe, {}, [{"seeds": [0, 1, 2, 3]}, {"seeds": [4, 5]}, {"seeds": [6]}])
+    loop.uncached = SimpleNamespace(shape=lambda index: (9, (8, 4, 2)[index], 5))
+    loop._count_rows()
+    flags = loop.fitted.tolist()
+    assert flags == [True, True, False, True] * 2 + [True, False] * 2 + [True] * 2
+
+
 def test_trajectories_in_files_are_those_in_memory():
     pipe = CASES["flux"].build()
     in_memory, *_ = fitted(pipe, flux_calls(2, 1))

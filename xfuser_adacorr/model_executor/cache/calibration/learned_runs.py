@@ -26,7 +26,7 @@ from .side_by_side import SideBySide, UntilTheEnd
 from .trajectories import Recorder, Trajectories
 
 LEAST_SPLIT = 6
-"""Samples from which on every third goes along without being fitted on, to compare schedules."""
+"""Prompts from which on every third goes along without being fitted on, to compare schedules."""
 
 
 class ClosedLoop:
@@ -84,8 +84,20 @@ class ClosedLoop:
 
     def _count_rows(self) -> None:
         self.rows = [self.uncached.shape(i)[1] for i in range(len(self.runs.calls))]
-        count = sum(self.rows)
-        self.fitted = torch.arange(count) % 3 != 2 if count >= LEAST_SPLIT else None
+        prompts = self._prompt_of_rows()
+        split = max(prompts) + 1 >= LEAST_SPLIT
+        self.fitted = torch.tensor(prompts) % 3 != 2 if split else None
+
+    def _prompt_of_rows(self) -> list[int]:
+        """Which prompt each sample is of: some pipelines have every prompt's latents twice, one for
+        each branch of guidance."""
+        found: list[int] = []
+        for call, rows in zip(self.runs.calls, self.rows, strict=True):
+            count = len(call.get("seeds", [None]))
+            count = 1 if rows % count else count
+            first = max(found, default=-1) + 1
+            found += [first + row % count for row in range(rows)]
+        return found
 
     def _check_places(self, places: Places, stepper: Any) -> None:
         unfit = unlearnable(stepper, places)

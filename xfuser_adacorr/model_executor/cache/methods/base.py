@@ -211,6 +211,9 @@ class StackMethod:
         """Fresh state of one branch of one run."""
         raise NotImplementedError
 
+    def begin_call(self, state: Any, step: Step) -> None:
+        """A call at ``step`` is about to be decided."""
+
     def named(self, state: Any, branch: str) -> None:
         """``state`` is that of the ``branch`` so named."""
 
@@ -255,6 +258,7 @@ class StackRule(Rule):
         return [self.state]
 
     def decide(self, call: Call, read: Read) -> Decision:
+        self.method.begin_call(self.state, call.step)
         if self._calls == 0:
             return Decision(True, "first")
         decision = self.method.decide(self.state, call.step, read)

@@ -71,7 +71,7 @@ class ModuleMethod(StackMethod):
         runs = tuple(share > 0 for share in gates)
         return Decision(compute, "base" if compute else "reuse", run_blocks=runs)
 
-    def after_call(self, state: ModuleState, step: Step, decision: Decision) -> None:
+    def begin_call(self, state: ModuleState, step: Step) -> None:
         state.step = step
 
     def run_block(self, state: ModuleState, call: "ModuleCall", decision: Decision) -> Any:

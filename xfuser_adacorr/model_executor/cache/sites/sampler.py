@@ -85,7 +85,7 @@ class SamplerSite:
         elif key[0] in self.inside and run.branches and run.ahead():
             output, executed = self.inside[key[0]].run_as_it_is(
                 run.branches[key[0], "", 0],
-                run.current_step(),
+                run.ahead()[0][1],
                 lambda: original(*args, **kwargs),
             )
             run.cost += executed

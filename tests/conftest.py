@@ -13,6 +13,16 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters import family
 HOST_READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
 
 
+def pytest_collection_modifyitems(items):
+    """What is ``one_of_a_kind`` runs on such pipelines alone."""
+    marked = {item for item in items if item.get_closest_marker("one_of_a_kind")}
+    if marked:
+        from tests.pipelines import ONE_OF_A_KIND
+
+        left_out = {item for item in marked if item.callspec.params["case"] not in ONE_OF_A_KIND}
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def no_grad():
     with torch.no_grad():

@@ -17,9 +17,9 @@ SHORT = 3
 """Steps of a run where a whole one is not needed."""
 
 
-def enabled(case, every=EVERY):
+def enabled(case):
     """A new pipeline that computes every so many steps."""
-    return enable_cache(case.build(), "Schedule", schedule=every, stand_in="forecast")
+    return enable_cache(case.build(), "Schedule", schedule=EVERY, stand_in="forecast")
 
 
 def solver_steps(case):
@@ -144,10 +144,13 @@ def test_every_denoiser_matters_to_the_output(case, short):
 # -- skipping -------------------------------------------------------------------------------------
 
 
-def test_a_schedule_that_computes_every_step_is_bit_equal(case, plain):
-    pipe = enabled(case, every=1)
-    assert torch.equal(run(case, pipe), plain)
-    summary = cache_summary(pipe)
+def test_a_schedule_that_computes_every_step_is_bit_equal(case, uncached, plain):
+    enable_cache(uncached, "Schedule", schedule=1, stand_in="forecast")
+    try:
+        assert torch.equal(run(case, uncached), plain)
+        summary = cache_summary(uncached)
+    finally:
+        disable_cache(uncached)
     assert summary.computed_steps == summary.num_steps
     assert case.irregular or summary.num_steps == solver_steps(case)
 
@@ -168,10 +171,12 @@ def test_denoisers_are_called_in_computed_steps_alone(case, noted, first):
         assert summary.computed_steps == len(computed_steps(case))
 
 
+@pytest.mark.one_of_a_kind
 def test_a_second_run_repeats_the_first(case, pipe, first):
     assert torch.equal(run(case, pipe), first[0])
 
 
+@pytest.mark.one_of_a_kind
 def test_another_shape_starts_anew(case, pipe, plain, first):
     larger = run(case, pipe, larger=True)
     assert larger.isfinite().all() and larger.numel() > plain.numel()
@@ -179,6 +184,7 @@ def test_another_shape_starts_anew(case, pipe, plain, first):
     assert torch.equal(run(case, pipe), first[0])
 
 
+@pytest.mark.one_of_a_kind
 def test_a_run_after_an_exception_starts_anew(case, pipe, first):
     middle, seen = len(first[1]) // 2 + 1, 0
 
@@ -196,6 +202,7 @@ def test_a_run_after_an_exception_starts_anew(case, pipe, first):
     assert torch.equal(run(case, pipe), first[0])
 
 
+@pytest.mark.one_of_a_kind
 def test_disabling_restores_the_pipeline(case, noted):
     plain, timesteps = noted
     pipe = case.build()

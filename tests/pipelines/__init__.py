@@ -15,4 +15,19 @@ FAMILIES = [
 
 CASES: dict[str, Case] = {case.name: case for family in FAMILIES for case in family.CASES}
 
-__all__ = ["CASES", "Case", "counted_calls", "evaluations", "flat", "run"]
+
+def _kind(case: Case) -> tuple:
+    calls = (case.calls_a_step, case.order, case.extra_evaluations)
+    return (case.denoisers, *calls, case.irregular, case.stochastic)
+
+
+ONE_OF_A_KIND = frozenset(
+    {
+        (family.__name__, _kind(case)): case.name
+        for family in FAMILIES
+        for case in reversed(family.CASES)
+    }.values()
+)
+"""Names of the first case of every family that calls its denoisers, and samples, as it does."""
+
+__all__ = ["CASES", "ONE_OF_A_KIND", "Case", "counted_calls", "evaluations", "flat", "run"]

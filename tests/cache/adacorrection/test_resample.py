@@ -136,7 +136,7 @@ def test_repair_works_in_inference_mode():
 
 @every_resampled
 def test_the_scheduler_is_given_back_by_disabling(name):
-    loop = Loop(SCHEDULERS[name]())
+    loop = linear_loop(name)
     loop.run(6)
     plain, attributes = type(loop.scheduler), set(vars(loop.scheduler))
     enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)

@@ -107,7 +107,7 @@ def test_a_cache_that_never_hits_is_bit_equal(name):
 
 @every_scheduler
 def test_runs_after_another_or_after_a_cancelled_one_are_equal(name):
-    loop = Loop(SCHEDULERS[name]())
+    loop = linear_loop(name)
     enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
     first = loop.run(STEPS)
     assert cache_summary(loop.transformer).reused_steps > 0
@@ -160,7 +160,7 @@ def test_samplers_that_cannot_be_repaired_get_the_forecast_alone_and_one_warning
 
 @every_scheduler
 def test_samplers_that_are_repaired_give_no_warning(name, caplog):
-    assert not run_with_warnings(Loop(SCHEDULERS[name]()), caplog, {})
+    assert not run_with_warnings(linear_loop(name), caplog, {})
 
 
 @pytest.mark.parametrize("make", [HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler])

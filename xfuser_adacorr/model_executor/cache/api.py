@@ -8,7 +8,8 @@ from torch import nn
 
 from xfuser_adacorr.config import from_flat, method_named
 
-from .diffusers_adapters.family import find_family
+from .diffusers_adapters.family import find_family, innermost, is_compiled, wrappers_of
+from .diffusers_adapters.others import other_cache_on
 from .intercept import is_intercepted, owner_of
 from .methods.modular import ModuleOptions
 from .methods.options import Method
@@ -91,7 +92,8 @@ def enable_cache(
     for name, model in models.items():
         _check_free(name, model)
     main = next(iter(models.values()))
-    method = method.bound_to(main).bound_to_pipeline(x, models)
+    inner = {name: innermost(model) for name, model in models.items()}
+    method = method.bound_to(innermost(main)).bound_to_pipeline(x, inner)
     stage, find_schedulers = find_stage(main), schedulers_of(x, scheduler)
     at_sampler = stage is None and find_schedulers is not None
     decision_scope = _scope_for(main, scope, at_sampler, check_ranks)
@@ -177,6 +179,13 @@ def _stacks(
 
 
 def _stack(method: Method, model: nn.Module, scope: DecisionScope) -> Stack | Modules:
+    compiled = [is_compiled(each) or each._compiled_call_impl for each in wrappers_of(model)]
+    if any(compiled):
+        raise ValueError(
+            f"{method.name} acts on the blocks, and the model is compiled as a whole: compile its "
+            "blocks (compile_repeated_blocks), or use Auto"
+        )
+    model = innermost(model)
     if isinstance(method, ModuleOptions):
         return Modules(model, method.make_stack(model), scope)
     family = find_family(model)
@@ -211,11 +220,12 @@ def _learning_site(x: Any, method: Method, models, find_schedulers, scope: Decis
 
 
 def _check_free(name: str, model: nn.Module) -> None:
-    if is_intercepted(model):
+    if any(is_intercepted(each) for each in wrappers_of(model)):
         raise ValueError(f"a cache is already enabled on the {name}; call disable_cache first")
-    if getattr(model, "is_cache_enabled", False):
+    other = other_cache_on(innermost(model))
+    if other is not None:
         raise ValueError(
-            f"a cache of diffusers is already enabled on the {name}; call its disable_cache first"
+            f"a cache of diffusers ({other}) is already enabled on the {name}; disable it first"
         )
 
 
@@ -234,9 +244,9 @@ def _scope_for(
 def site_of(x: Any) -> Any:
     """The site that answers for a pipeline or a model; `ValueError` if no cache is enabled."""
     for model in _models_of(x):
-        site = owner_of(model)
-        if site is not None:
-            return site
+        for each in wrappers_of(model):
+            if (site := owner_of(each)) is not None:
+                return site
     raise ValueError("no cache is enabled on this; call enable_cache first")
 
 
@@ -263,7 +273,8 @@ def reset_cache(x: Any) -> None:
 def is_cache_enabled(x: Any) -> bool:
     """Whether this or one of diffusers' own caches is enabled."""
     return any(
-        is_intercepted(model) or bool(getattr(model, "is_cache_enabled", False))
+        any(is_intercepted(each) for each in wrappers_of(model))
+        or other_cache_on(innermost(model)) is not None
         for model in _models_of(x)
     )
 

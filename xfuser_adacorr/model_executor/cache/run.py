@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adacorrection import warn_once
+from .diffusers_adapters.others import check_alone
 from .engine import Lane
 from .inputs import Inputs
 from .intercept import InterceptedModel, handler_of, intercept, intercept_step, release
@@ -68,6 +69,8 @@ class Track:
     """Which of ``places.steps`` was taken last."""
     returned: Tensor | None = None
     """Latents that the last step returned."""
+    guessed_begin: int | None = None
+    """The run's first step, where the scheduler does not know it (`place_first`)."""
 
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What ``step`` is called with, by name."""
@@ -86,10 +89,20 @@ class Track:
             place = self.places.nearest(float(torch.as_tensor(timestep).flatten()[0]))
         return place if 0 <= place < len(self.places.steps) else None
 
+    def place_first(self, fraction: float) -> None:
+        """Guess the run's first step: it is at this fraction of the timestep at pure noise."""
+        length = getattr(self.stepper.config, "num_train_timesteps", None)
+        self.guessed_begin = 0 if length is None else self.places.nearest(fraction * length)
+
+    @property
+    def known_begin(self) -> int | None:
+        """The step that a run begins with, as far as that is known before it is taken."""
+        found = getattr(self.stepper, "begin_index", None)
+        return self.guessed_begin if found is None else found
+
     @property
     def begin(self) -> int:
-        """The step that a run begins with, as far as the scheduler knows it."""
-        return getattr(self.stepper, "begin_index", None) or 0
+        return self.known_begin or 0
 
 
 @dataclass(slots=True)
@@ -278,6 +291,7 @@ class RunTracker:
     def _begin(self, schedulers: Iterable[Any]) -> None:
         """Begin a run of the schedulers, which were set to new timesteps."""
         self.reset()
+        check_alone(self.denoisers.values())
         self.latest = self._local.run = run = Run(new_trace(self._site.method))
         for scheduler in schedulers:
             self._local.seen[scheduler] = scheduler.timesteps

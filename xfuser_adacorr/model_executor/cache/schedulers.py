@@ -1,7 +1,7 @@
 """What is known about diffusers' samplers: where their steps stand, and which repair fits them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from itertools import pairwise
@@ -45,6 +45,8 @@ PRECONDITIONED = (
 """EDM (arXiv 2206.00364): as above, and the model's output is scaled into the picture."""
 UNTELLING = {"epsilon": math.pi / 2.0, "sample": 0.0}
 """Angle of the noise at which an output of this type tells nothing of the velocity."""
+FLOW_LIMIT = 1.5
+"""Above all noise levels of flow matching, which samplers may overstep a little."""
 XFUSER_WRAPPER = "xFuserSchedulerBaseWrapper"
 
 RepairKind = Literal["euler", "resample", "none"]
@@ -117,6 +119,7 @@ SAMPLER_OPTIONS = (
 def describe_sampler(scheduler: Any) -> dict[str, Any]:
     """Class and options of a sampler, to tell whether another one steps alike."""
     config = scheduler.config
+    config = config if isinstance(config, Mapping) else vars(config)
     options = {name: config[name] for name in SAMPLER_OPTIONS if name in config}
     return {"class": type(scheduler).__name__, **options}
 
@@ -129,7 +132,16 @@ def _is_flow(scheduler: Any) -> bool:
     has_alphas = hasattr(scheduler, "alphas_cumprod")
     flow = hasattr(scheduler, "sigmas") and not has_alphas
     flow = flow and not is_known_as(scheduler, PRECONDITIONED)
-    return flow and getattr(config, "prediction_type", None) in (None, "flow_prediction")
+    flow = flow and getattr(config, "prediction_type", None) in (None, "flow_prediction")
+    return flow and (is_known_as(scheduler, EULER) or max(scheduler.sigmas.tolist()) <= FLOW_LIMIT)
+
+
+def _is_exploding(scheduler: Any, steps: int) -> bool:
+    """Noise levels of ``x = x0 + sigma * noise``, and nothing else known: flow's end at 1."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or hasattr(scheduler, "alphas_cumprod") or len(sigmas) <= steps:
+        return False
+    return max(sigmas.tolist()) > FLOW_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +189,8 @@ def read_places(scheduler: Any, latents_known: bool = True) -> Places:
         rows = _flow_rows(scheduler, timesteps)
     elif is_known_as(scheduler, PRECONDITIONED):
         rows = _preconditioned_rows(scheduler)
+    elif _is_exploding(scheduler, len(timesteps)):
+        rows = _exploding_rows(scheduler, len(timesteps))
     elif hasattr(scheduler, "alphas_cumprod"):
         rows = _variance_preserving_rows(scheduler, timesteps, latents_known)
     else:
@@ -262,6 +276,22 @@ def _variance_preserving_rows(
             row["step_gain"] = followed(prediction, angle, after) / abs(row["velocity"][0])
         rows.append(row)
     return rows
+
+
+def _exploding_rows(scheduler: Any, count: int) -> list[dict[str, Any]]:
+    """Of a sampler of ``x0 + sigma * noise`` whose model's output is not known (consistency)."""
+    levels = [math.atan(level) for level in scheduler.sigmas.tolist()[: count + 1]]
+    return [
+        {
+            "sigma": math.sin(angle),
+            "sigma_next": math.sin(after),
+            "coordinate": angle / (math.pi / 2.0),
+            "step_gain": abs(after - angle),
+            "scale": math.cos(angle),
+            "mass": math.cos(angle) + math.sin(angle),
+        }
+        for angle, after in pairwise(levels)
+    ]
 
 
 def _unknown_rows(timesteps: list[float]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .messages import warn_once
+
 
 @dataclass(frozen=True, slots=True)
 class Signal:
@@ -101,6 +103,10 @@ def ratio(numerator: float, denominator: float) -> float:
     nothing is reused on the strength of it.
     """
     if not (math.isfinite(numerator) and math.isfinite(denominator)):
+        warn_once(
+            "a signal is not finite (NaN or Inf in the latents or in the model): nothing is reused "
+            "on the strength of it"
+        )
         return math.inf
     if denominator > 0.0:
         return numerator / denominator

@@ -157,7 +157,7 @@ class CacheSummary:
     """Calls (where blocks are skipped within them, blocks) executed over all; 1 before a call."""
     cache_memory_bytes: int
     """Most bytes of tensors that the cache held at once."""
-    trace: Trace
+    trace: Trace = field(repr=False)
     plan: str | None = None
     """Name of the learned plan that was followed."""
     expected_psnr_db: float | None = None

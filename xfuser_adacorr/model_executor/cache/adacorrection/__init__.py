@@ -1,23 +1,14 @@
 """AdaCorrection: when to refresh (`rule`, `budget`), and what mends the skipped steps."""
 
-import logging
-from functools import cache
 from typing import Any
 
+from xfuser_adacorr.model_executor.cache.messages import warn_once
 from xfuser_adacorr.model_executor.cache.schedulers import REPAIRED, repair_of, unwrapped
 
 from .euler import EulerRepair, NoRepair
 from .resample import Resample
 
-logger = logging.getLogger(__name__)
-
 Repair = EulerRepair | Resample | NoRepair
-
-
-@cache
-def warn_once(message: str) -> None:
-    """Log a warning; the same one once a process."""
-    logger.warning(message)
 
 
 def make_repair(stepper: Any) -> Repair:

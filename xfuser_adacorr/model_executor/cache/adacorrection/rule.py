@@ -120,10 +120,10 @@ class ErrorRule(Rule):
         A refresh in the last step mends one step only, and the gap before it is never repaired:
         where little is expected to be missed, or a budget is held, one earlier is worth more.
         """
-        if not step.exact:
-            return FORCED_WHERE_GUESSED
         if self.budget is not None:
             return 0
+        if not step.exact:
+            return FORCED_WHERE_GUESSED
         return int(expected is None or error > self.last_share * tolerance)
 
     def after_call(self, call: Call, decision: Decision) -> None:

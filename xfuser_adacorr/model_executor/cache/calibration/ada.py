@@ -14,7 +14,7 @@ from xfuser_adacorr.model_executor.cache.api import disable_cache, enable_cache,
 from xfuser_adacorr.model_executor.cache.methods.ada import Ada
 from xfuser_adacorr.model_executor.cache.methods.codebook import Codebook
 
-from .files import calibration_path, check_metadata, model_fingerprint, output_path
+from .files import calibration_path, fits_model, model_fingerprint, output_path
 from .runs import Prompts, full_runs
 
 ADA_FILE = "adacache.json"
@@ -121,7 +121,7 @@ def save_ada_codebook(
 
 
 def load_ada_codebook(transformer: nn.Module, given: str | None) -> Codebook | None:
-    """Read AdaCache's codebook; None without a file, `ValueError` if it is another model's."""
+    """Read AdaCache's codebook; None where there is none of this model (`fits_model`)."""
     path = calibration_path(transformer, ADA_FILE, given)
     if path is None:
         return None
@@ -130,5 +130,4 @@ def load_ada_codebook(transformer: nn.Module, given: str | None) -> Codebook | N
         codebook = Codebook.of(content["codebook"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"calibration: {path} is not an AdaCache calibration ({error})") from error
-    check_metadata(path, content, "Ada", transformer)
-    return codebook
+    return codebook if fits_model(path, content, "Ada", transformer, given) else None

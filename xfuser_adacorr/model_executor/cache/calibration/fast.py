@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xfuser_adacorr.model_executor.cache.methods.base import BlockCall, Signal, Streams
 
-from .files import calibration_path, check_metadata, model_fingerprint, output_path
+from .files import calibration_path, fits_model, model_fingerprint, output_path
 from .recording import Recorder, recorded
 from .runs import Prompts, full_runs
 
@@ -108,7 +108,7 @@ def save_fast_maps(
 
 
 def load_fast_maps(transformer: nn.Module, given: str | None) -> dict[str, Tensor]:
-    """Read FastCache's maps; empty without a file, `ValueError` if they are another model's."""
+    """Read FastCache's maps; empty where there are none of this model (`fits_model`)."""
     path = calibration_path(transformer, FAST_FILE, given)
     if path is None:
         return {}
@@ -118,5 +118,4 @@ def load_fast_maps(transformer: nn.Module, given: str | None) -> dict[str, Tenso
             maps = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"calibration: {path} is not a FastCache calibration ({error})") from error
-    check_metadata(path, metadata, "Fast", transformer)
-    return maps
+    return maps if fits_model(path, metadata, "Fast", transformer, given) else {}

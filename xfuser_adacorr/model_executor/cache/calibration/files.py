@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import config_of
+from xfuser_adacorr.model_executor.cache.messages import warn_once
 
 _SAMPLED_VALUES = 256
 
@@ -25,7 +26,7 @@ def model_fingerprint(transformer: nn.Module) -> str:
     sampled = [name for name in ("proj_out.weight", "x_embedder.weight") if name in matrices]
     for name in sorted(parameters):
         digest.update(f"{name}{tuple(parameters[name].shape)}".encode())
-    for name in sampled or [matrices[0], matrices[-1]]:
+    for name in sampled or [*matrices[:1], *matrices[-1:]]:  # quantised models may have none
         values = parameters[name].detach().flatten()[:_SAMPLED_VALUES]
         sample = values.to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(sample.numpy().tobytes())
@@ -66,13 +67,24 @@ def output_path(transformer: nn.Module, file_name: str, output: str | Path | Non
     return path
 
 
-def check_metadata(
-    path: Path, metadata: Mapping[str, Any], method: str, transformer: nn.Module
-) -> None:
-    """Raise `ValueError` for another method's, or another model's calibration."""
+def fits_model(
+    path: Path,
+    metadata: Mapping[str, Any],
+    method: str,
+    transformer: nn.Module,
+    given: str | None,
+) -> bool:
+    """Whether a calibration is this model's; one that merely lies beside it is left aside, once
+    said: a LoRA, fused projections or quantised weights make it another model's.
+
+    Raises `ValueError` for another method's file, and for another model's that was ``given``.
+    """
     if metadata.get("method") != method:
         raise ValueError(f"calibration: {path} is not a calibration of {method}")
-    if metadata.get("fingerprint") != model_fingerprint(transformer):
-        raise ValueError(
-            f"calibration: {path} was made for another model; calibrate this one or remove the file"
-        )
+    if metadata.get("fingerprint") == model_fingerprint(transformer):
+        return True
+    told = f"calibration: {path} was made for another model"
+    if given is not None:
+        raise ValueError(f"{told}; calibrate this one, or do not give the file")
+    warn_once(f"{told}, and is left aside: {method} goes on without it")
+    return False

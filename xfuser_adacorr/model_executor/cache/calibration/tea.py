@@ -15,7 +15,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import BlockCall, Signal
 from xfuser_adacorr.model_executor.cache.signals import l1_sums, ratio
 from xfuser_adacorr.model_executor.cache.sites.outputs import sample_of
 
-from .files import calibration_path, check_metadata, model_fingerprint, output_path
+from .files import calibration_path, fits_model, model_fingerprint, output_path
 from .recording import Recorder, recorded
 from .runs import Prompts, full_runs
 
@@ -108,7 +108,7 @@ def save_tea_polynomial(
 
 
 def load_tea_polynomial(transformer: nn.Module, given: str | None) -> TeaPolynomial | None:
-    """Read TeaCache's polynomial; None without a file, `ValueError` if it is another model's."""
+    """Read TeaCache's polynomial; None where there is none of this model (`fits_model`)."""
     path = calibration_path(transformer, TEA_FILE, given)
     if path is None:
         return None
@@ -120,5 +120,4 @@ def load_tea_polynomial(transformer: nn.Module, given: str | None) -> TeaPolynom
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"calibration: {path} is not a TeaCache calibration ({error})") from error
-    check_metadata(path, content, "Tea", transformer)
-    return polynomial
+    return polynomial if fits_model(path, content, "Tea", transformer, given) else None

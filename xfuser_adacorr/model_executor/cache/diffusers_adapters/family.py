@@ -170,12 +170,59 @@ def known_transformers() -> tuple[str, ...]:
     return tuple(sorted(_families()))
 
 
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether this is what ``torch.compile(model)`` returned."""
+    return isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module)
+
+
+def wrappers_of(module: nn.Module) -> list[nn.Module]:
+    """The module, and the one inside of it, as often as one is wrapped (compiled, in parallel)."""
+    found = [module]
+    while True:
+        if is_compiled(module):
+            module = module._orig_mod
+        elif any(cls.__name__ in _WRAPPERS for cls in type(module).__mro__):
+            module = module.module
+        else:
+            return found
+        found.append(module)
+
+
+def innermost(module: nn.Module) -> nn.Module:
+    """The model inside of all such wrappers."""
+    return wrappers_of(module)[-1]
+
+
 def find_family(transformer: nn.Module) -> ModelFamily:
     """Return the family of a transformer; one that is not known is inferred.
 
     The class name decides, and for families that say how to recognise them the structure. Raises
-    `ValueError` if the class is not known and nothing can be inferred of it.
+    `ValueError` if the class is not known and nothing can be inferred of it, and for a family that
+    names arguments which the model's ``forward`` does not have.
     """
+    transformer = innermost(transformer)
+    family = _find(transformer)
+    _check_arguments(family, transformer)
+    return family
+
+
+def _check_arguments(family: ModelFamily, transformer: nn.Module) -> None:
+    parameters = forward_signature(transformer).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return
+    for meaning in ("latents", "timestep"):
+        name = getattr(family, meaning)
+        if name not in parameters:
+            raise ValueError(
+                f"{meaning} of family {family.name!r} must be an argument of the forward of "
+                f"{type(transformer).__name__}, got {name!r}; accepted: {', '.join(parameters)}"
+            )
+
+
+def _find(transformer: nn.Module) -> ModelFamily:
     families = _families()
     for cls in type(transformer).__mro__:
         family = families.get(cls.__name__)
@@ -220,6 +267,7 @@ def forward_signature(module: nn.Module) -> inspect.Signature:
 
     Some models choose their forward per instance; offloading hooks put wrappers in its place.
     """
+    module = innermost(module)
     forward = module.__dict__.get("forward")
     while forward is not None and not inspect.ismethod(forward):
         forward = getattr(forward, "__wrapped__", None)

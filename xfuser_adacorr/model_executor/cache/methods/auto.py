@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from xfuser_adacorr.model_executor.cache.messages import warn_once
+
 from .base import Rule, Warmup
 from .learned import bind_plans, cannot_follow, check_targets, learned_lane
 from .options import (
@@ -111,7 +113,7 @@ class Auto(Method):
         except ValueError as error:
             if self.plan is not None or self.target_psnr is not None:
                 raise
-            _own_rule(error)
+            warn_once(f"Auto decides by its own rule: {error}")
             return self
 
     def make_lane(self, places, begin, inside, stepper, scope):

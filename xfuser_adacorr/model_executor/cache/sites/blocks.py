@@ -1,6 +1,6 @@
 """A transformer's blocks as a cache sees them: bound arguments, and streams."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -27,8 +27,16 @@ def sample_of(output: Any) -> Tensor:
 def block_stack(transformer: nn.Module, family: ModelFamily) -> list[tuple[nn.Module, BlockList]]:
     """All blocks in the order they run, each with the description of its list.
 
-    Raises `ValueError` if lists that run in turns differ in length.
+    Raises `ValueError` if the model has not the lists that the family names, and if lists that run
+    in turns differ in length.
     """
+    for each in family.block_lists:
+        blocks = getattr(transformer, each.attribute, None)
+        if not isinstance(blocks, Iterable) or not all(isinstance(x, nn.Module) for x in blocks):
+            raise ValueError(
+                f"block_lists of family {family.name!r} must name lists of blocks of "
+                f"{type(transformer).__name__}, which has no blocks in {each.attribute!r}"
+            )
     turns: list[list[BlockList]] = []
     for block_list in family.block_lists:
         if block_list.interleaved:
@@ -95,6 +103,11 @@ class StreamLayout:
         if block_list.joint is not None:
             return self._split(result, block_list.returns)
         result = result if isinstance(result, (tuple, list)) else (result,)
+        if len(result) != len(block_list.returns):
+            raise ValueError(
+                f"{block_list.attribute}: returns must name what its blocks return, got "
+                f"{list(block_list.returns)} for {len(result)} values"
+            )
         named = dict(zip(block_list.returns, result, strict=True))
         if named.get(None) is not None:
             raise ValueError(

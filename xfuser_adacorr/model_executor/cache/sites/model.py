@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.others import check_alone
 from xfuser_adacorr.model_executor.cache.engine import Lane
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
@@ -41,6 +42,11 @@ from xfuser_adacorr.model_executor.cache.trace import (
 
 from .outputs import refreshed_output, reused_output
 from .stack import Stack
+
+MOST_BRANCHES = 16
+"""Calls without a name at one timestep that may be branches of one step."""
+SHORT_RUNS = 4
+"""Runs of a single call in a row that tell of rising timesteps."""
 
 
 @dataclass(slots=True)
@@ -113,6 +119,8 @@ class ModelSite:
         self._context: str | None = None
         self.run: ModelRun | None = None
         self.finished: ModelRun | None = None
+        self._short_runs = 0
+        """Runs of a single call, one after the other."""
 
     # -- taking over -----------------------------------------------------------------------------
 
@@ -168,7 +176,7 @@ class ModelSite:
                 f"{self.latents_name} must be a tensor where a bare model is cached, got "
                 f"{type(latents).__name__}; enable the cache on the pipeline, or give the scheduler"
             )
-        timestep = torch.as_tensor(arguments[self.timestep_name]).flatten()[0].float()
+        timestep = torch.as_tensor(arguments[self.timestep_name]).amax().float()  # of all tokens
         branch = self._branch_of(latents, timestep)
         asked = Asked(branch, Call(latents=latents), timestep / self.full_noise)
         if self.stack is None:
@@ -205,10 +213,15 @@ class ModelSite:
         name = self._context
         if self.run is not None and any(b.layout != layout for b in self.run.branches.values()):
             self.reset()
+        if self.run is not None and self.run.place >= MOST_BRANCHES - 1:
+            warn_once(
+                f"{MOST_BRANCHES} calls at one timestep: each was taken for another branch of a "
+                "step, so that nothing is reused; name branches with cache_context, or give the "
+                "scheduler"
+            )
+            self.reset()
         if self.run is None:
-            self.run = ModelRun(new_trace(self.method))
-            if self.stack is not None:
-                self.stack.method.begin_run(None)
+            self._begin()
         if name is None:
             name = self.run.unnamed(float(timestep))
         return self.run.branches.get(name) or self._new_branch(name, layout)
@@ -259,11 +272,21 @@ class ModelSite:
                 "is taken for the start of a new run; if the timesteps are rounded (bfloat16), "
                 "give the scheduler"
             )
+        self._short_runs = self._short_runs + 1 if branch.calls == 1 else 0
+        if self._short_runs == SHORT_RUNS:
+            warn_once(
+                "timesteps rise from call to call, or stay as they are, so that every call is "
+                "taken for the first of a run and computed; give the scheduler"
+            )
         self.reset()
+        self._begin()
+        return self._new_branch(branch.name, branch.layout)
+
+    def _begin(self) -> None:
+        check_alone([self.model])
         self.run = ModelRun(new_trace(self.method))
         if self.stack is not None:
             self.stack.method.begin_run(None)
-        return self._new_branch(branch.name, branch.layout)
 
     def _correct(self, asked: Asked, latents: Tensor, output: Any) -> Any:
         """The forecast for a reused call; for a computed one its output, which repairs."""

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import ModelFamily
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
+    ModelFamily,
+    bind_arguments,
+)
 from xfuser_adacorr.model_executor.cache.engine import decide
+from xfuser_adacorr.model_executor.cache.inputs import Inputs
 from xfuser_adacorr.model_executor.cache.intercept import intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -22,7 +26,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
 )
 from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
-from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Track
+from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Slot, Track
 from xfuser_adacorr.model_executor.cache.step import Step
 from xfuser_adacorr.model_executor.cache.trace import CacheSummary, CallRecord, record_of
 
@@ -46,7 +50,7 @@ class Stack:
     """Whether a decision about a whole step is taken while the model runs."""
 
     def __init__(self, model: nn.Module, family: ModelFamily, method: StackMethod) -> None:
-        self.family, self.method = family, method
+        self.model, self.family, self.method = model, family, method
         self.runner = BlockRunner(model, family)
         self._local = threading.local()
 
@@ -131,7 +135,11 @@ class StackSite:
     def answer_call(
         self, run: Run, key: Key, original: Callable[..., Any], args: tuple, kwargs: dict
     ) -> Any:
-        stack, ahead = self.stacks.get(key[0]), run.ahead()
+        self._notice(run, key, args, kwargs)
+        stack = self.stacks.get(key[0])
+        if stack is not None and not run.branches:
+            self._place_first(run, stack, args, kwargs)
+        ahead = run.ahead()
         if stack is None or not ahead:
             return original(*args, **kwargs)
         _, step = ahead[0]
@@ -150,11 +158,27 @@ class StackSite:
             step,
             lambda: original(*args, **kwargs),
             branch_name(key, len(self.stacks)),
+            run.inputs_changed,
         )
         run.made[key] = record.refreshed
         run.trace.calls.append(record)
         run.account_memory()
         return output
+
+    def _notice(self, run: Run, key: Key, args: tuple, kwargs: dict) -> None:
+        """Other conditioning than before, of any denoiser, refreshes the rest of the step."""
+        inputs, slot = Inputs(args, kwargs), run.slots.get(key)
+        run.inputs_changed |= slot is not None and not inputs.follows(slot.inputs)
+        run.slots[key] = Slot(None, inputs)
+
+    def _place_first(self, run: Run, stack: Stack, args: tuple, kwargs: dict) -> None:
+        """Tell samplers that do not know it where the run begins (image-to-image)."""
+        unplaced = [track for track in run.tracks.values() if track.known_begin is None]
+        if unplaced:
+            family, arguments = stack.family, bind_arguments(stack.model, args, kwargs)
+            timestep = float(torch.as_tensor(arguments[family.timestep]).amax())
+            for track in unplaced:
+                track.place_first(timestep / family.full_noise_timestep)
 
     def answer_step(
         self,
@@ -164,6 +188,7 @@ class StackSite:
         original: Callable[..., Any],
         arguments: dict[str, Any],
     ) -> Any:
+        run.inputs_changed = False
         return original(**arguments)
 
 
@@ -174,13 +199,19 @@ def answer_call(
     step: Step,
     model: Callable[[], Any],
     branch: str,
+    inputs_changed: bool = False,
 ) -> tuple[Any, CallRecord]:
-    """Decide at the first block and answer the call; returns the output and the record."""
+    """Decide at the first block and answer the call; returns the output and the record.
+
+    Where the denoisers' ``inputs_changed`` it is computed.
+    """
     records: list[CallRecord] = []
 
     def decide_call(block: BlockCall) -> Decision:
         call = Call(step=step, block=block)
         (decision,) = decide([rule], [call], scope)
+        if inputs_changed and not decision.compute:
+            decision = decision.turned(True, "inputs")
         record = record_of(branch, step, decision)
         check_decision(scope, record, next(iter(block.streams.values())).device)
         rule.after_call(call, decision)

@@ -127,6 +127,17 @@ class CliffOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SoakOptions(Checked):
+    generations: int = whole("at the most", 200)
+    minutes: float | None = number("after which no other generation begins", None, above(0))
+    families: tuple[str, ...] = option(
+        "small pipelines", ("dit", "flux", "pixart"), check=one_of(FAMILIES), many=True
+    )
+    seed: int = whole("of what is drawn", 0, least=0)
+    output_dir: Path = option("where to write", RESULTS / "soak", read=Path)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScalingOptions(Checked):
     output_dir: Path = option("where to write", RESULTS / "scaling", read=Path)
     steps: int = whole("of each picture", 28, least=4)
@@ -274,6 +285,12 @@ STUDIES = {
             takes=(*_MODEL, "config", "repetitions", *_RUN),
             defaults={"num_inference_steps": (50,), "repetitions": 5, "num_prompts": 1},
             output="reuse_cost",
+        ),
+        Study(
+            name="soak",
+            question="Do many generations, broken off in all ways, leave anything behind?",
+            module="benchmark.studies.soak",
+            options=SoakOptions,
         ),
         Study(
             name="scaling",

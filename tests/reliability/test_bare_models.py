@@ -117,3 +117,20 @@ def test_a_budget_on_a_bare_model_is_held_to_the_end():
     for _ in range(2):
         sampler.run(16, finish=False)
         assert cache_summary(sampler.transformer).computed_steps == 4
+
+
+@pytest.mark.parametrize("method", [LOOSE, Fb(threshold=100.0)], ids=["Auto", "Fb"])
+@pytest.mark.parametrize("at", [1, 8])
+def test_other_conditioning_in_the_middle_is_computed(method, at):
+    """As for a run that is left, and followed by one that begins at a lower noise level."""
+    sampler = enabled(method)
+    x, calls = sampler.noise(), []
+    for i in range(16):
+        if i == at:
+            sampler.text["cond"] = torch.ones_like(sampler.text["cond"])
+        calls.append(sampler.call(x, 1000 * (1 - i / 16)))
+    found = cache_summary(sampler.transformer).trace.calls
+    plain = FluxSampler(make_tiny_flux())
+    plain.text["cond"] = sampler.text["cond"]
+    assert found[at].refreshed
+    assert torch.equal(calls[at], plain.call(x, 1000 * (1 - at / 16)))

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -24,22 +25,44 @@ class Inputs:
         if self.layout != before.layout:
             return False
         pairs = zip(before._identities, self._identities, strict=True)
-        # A tensor has one weak reference while that lives, and comparing two compares values.
-        same = [a is b if isinstance(a, weakref.ref) else a == b for a, b in pairs]
+        same = [_same(a, b) for a, b in pairs]
         if before._constant is None:
             self._constant = same
             return True
         changed = any(was and not now for was, now in zip(before._constant, same, strict=True))
-        self._constant = same if changed else before._constant
+        self._constant = None if changed else before._constant  # to be learned anew
         return not changed
+
+
+def equal_inputs(before: Any, now: Any) -> bool:
+    """Whether two trees of arguments hold the same values; tensors that are not the same objects
+    are read."""
+    ours, spec = pytree.tree_flatten(now)
+    theirs, other = pytree.tree_flatten(before)
+    return spec == other and all(
+        a is b
+        or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
+        or (not isinstance(a, Tensor) and type(a) is type(b) and a == b)
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _described(leaf: Any) -> tuple[Any, Any]:
     """What has to stay for an earlier answer to fit, and what tells whether it is the same."""
     if isinstance(leaf, Tensor):
-        return (tuple(leaf.shape), leaf.dtype, leaf.device), weakref.ref(leaf)
+        base = leaf if leaf._base is None else leaf._base  # of views, which are made anew
+        version = None if leaf.is_inference() else leaf._version
+        identity = (weakref.ref(base), leaf.storage_offset(), version)
+        return (tuple(leaf.shape), leaf.dtype, leaf.device), identity
     value = leaf if isinstance(leaf, (bool, str, type(None))) else type(leaf)
     return value, leaf if isinstance(leaf, (int, float)) else type(leaf)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """A tensor has one weak reference while that lives, and comparing two compares values."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return a[0] is b[0] and a[1:] == b[1:]
+    return a == b
 
 
 def requires_grad(output: Any) -> bool:

@@ -5,7 +5,7 @@ assumed. Each branch (`cache_context`, or the order of calls at one timestep) is
 forecast of the model's output stands in for it, or values inside the model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.others import check_alone
 from xfuser_adacorr.model_executor.cache.engine import Lane
+from xfuser_adacorr.model_executor.cache.inputs import Inputs, equal_inputs
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -62,6 +63,10 @@ class Branch:
     last: Step | None = None
     template: Any = None
     """The last computed output, whose form answers have."""
+    inputs: Inputs | None = None
+    """What the model was last called with, beside the latents and the timestep."""
+    conditioning: Mapping[str, Any] | None = None
+    """The same itself, after the first call."""
 
 
 @dataclass(slots=True)
@@ -99,6 +104,9 @@ class Asked:
     branch: Branch
     call: Call
     timestep: Tensor
+    conditioning: Mapping[str, Any]
+    inputs_changed: bool = False
+    """The model is called with other conditioning: nothing from before holds."""
     decision: Decision | None = None
     record: CallRecord | None = None
 
@@ -178,7 +186,9 @@ class ModelSite:
             )
         timestep = torch.as_tensor(arguments[self.timestep_name]).amax().float()  # of all tokens
         branch = self._branch_of(latents, timestep)
-        asked = Asked(branch, Call(latents=latents), timestep / self.full_noise)
+        apart = (self.latents_name, self.timestep_name)
+        conditioning = {name: x for name, x in arguments.items() if name not in apart}
+        asked = Asked(branch, Call(latents=latents), timestep / self.full_noise, conditioning)
         if self.stack is None:
             self._decide(asked, None)
             output = model() if asked.decision.compute else None
@@ -257,12 +267,31 @@ class ModelSite:
             (values,) = self.scope.read([rule.measure(call)])
             call.step = step_from_timestep(0, call.step.sigma, None, self.method.num_steps)
         decision = rule.decide(call, values)
+        asked.inputs_changed = self._changed(branch, asked.conditioning)
+        if asked.inputs_changed and not decision.compute:
+            decision = decision.turned(True, "inputs")
         asked.decision, asked.record = decision, record_of(branch.name, call.step, decision)
         check_decision(self.scope, asked.record, call.latents.device)
         if branch.inside is not None:
             self.stack.method.noted(branch.inside.state, asked.record)
         self.run.trace.calls.append(asked.record)
         return decision
+
+    def _changed(self, branch: Branch, conditioning: Mapping[str, Any]) -> bool:
+        """Whether the model is called with other conditioning than the branch was so far.
+
+        After a single call nothing tells what stays the same: values are compared. A run that was
+        left after its first call may be followed by one that begins at a lower noise level.
+        """
+        before, branch.inputs = branch.inputs, Inputs((), conditioning)
+        if before is None:
+            branch.conditioning = conditioning
+            return False
+        follows = branch.inputs.follows(before)
+        if branch.conditioning is not None:
+            follows = follows and equal_inputs(branch.conditioning, conditioning)
+            branch.conditioning = None
+        return not follows
 
     def _restarted(self, branch: Branch, step: Step) -> Branch:
         """A new run began: nothing of the one before may be used."""
@@ -293,6 +322,9 @@ class ModelSite:
         branch, lane, step = asked.branch, asked.branch.lane, asked.call.step
         if not asked.decision.compute:
             return reused_output(lane, step, branch.template)
+        if asked.inputs_changed:
+            lane.forecast = self.method.make_forecast(self.scope)
+            lane.repair = self.method.make_repair(None)
         branch.template = output
         return refreshed_output(
             lane,

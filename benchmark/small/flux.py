@@ -27,7 +27,7 @@ from benchmark.small.text import (
     tokenise_t5,
     warm_up_text_encoders,
 )
-from benchmark.small.tokenizers import MAX_LENGTH, build_clip_tokenizer, build_t5_tokenizer
+from benchmark.small.tokenizers import build_clip_tokenizer, build_t5_tokenizer
 
 
 def build_transformer(latent_channels: int = 8) -> FluxTransformer2DModel:

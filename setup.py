@@ -8,7 +8,15 @@ README = Path(__file__).parent / "README.md"
 
 BENCHMARK = ["torchmetrics>=1.4", "matplotlib>=3.8", "rich>=13"]
 PEERS = ["cache-dit>=1.5"]
-TEST = [*BENCHMARK, *PEERS, "accelerate", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
+TEST = [
+    *BENCHMARK,
+    *PEERS,
+    "accelerate",
+    "hypothesis>=6.100",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+]
 
 setup(
     name="xfuser_adacorr",

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import calibration_path, check_metadata, model_fingerprint
+from .files import calibration_path, fits_model, model_fingerprint
 
 if TYPE_CHECKING:
     from xfuser_adacorr.model_executor.cache.schedulers import Places
@@ -106,7 +106,7 @@ def load_table(model: nn.Module, given: str | None, file_name: str, method: str)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"calibration: {path} is not a table of {method} ({error})") from error
-    check_metadata(path, metadata, method, model)
+    fits_model(path, metadata, method, model, str(path))  # without it the method cannot act
     read = {k: json.loads(metadata[k]) for k in ("modules", "sampler", "levels", "settings")}
     return ModuleTable(
         tensors,

@@ -9,6 +9,7 @@ steps with the forecast of the guided output.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,11 +29,7 @@ from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
 from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Slot, Track
 from xfuser_adacorr.model_executor.cache.step import Step
-from xfuser_adacorr.model_executor.cache.trace import (
-    STEP_CONTEXT,
-    CacheSummary,
-    record_of,
-)
+from xfuser_adacorr.model_executor.cache.trace import STEP_CONTEXT, CacheSummary, record_of
 
 from .stack import Stack
 
@@ -70,37 +67,32 @@ class SamplerSite:
         """Return what the call returned last in a reused step, else compute it."""
         inputs, slot = Inputs(args, kwargs), run.slots.get(key)
         fits = slot is not None and inputs.follows(slot.inputs)
-        before = None if slot is None else slot.inputs
+        reshaped = slot is not None and inputs.layout != slot.inputs.layout
         if slot is not None:
             slot.inputs = inputs
         run.inputs_changed |= not fits
         if run.decision is None and not self.stacks:
             self._decide(run, None)
+        model = partial(original, *args, **kwargs)
         if run.decision is None and key[0] in self.stacks:
-            if before is not None and inputs.layout != before.layout:
+            if reshaped:
                 run.branches[key[0], "", 0].begin()  # what it remembers has another shape
-            output = self._decided_inside(run, key[0], original, args, kwargs)
+            output, executed = self._decided_inside(run, key[0], model)
         elif fits and run.decision is not None and not run.decision.compute:
             return slot.output
         elif key[0] in self.inside and run.branches and run.ahead():
-            output, executed = self.inside[key[0]].run_as_it_is(
-                run.branches[key[0], "", 0],
-                run.ahead()[0][1],
-                lambda: original(*args, **kwargs),
-            )
-            run.cost += executed
+            rule, (_, step) = run.branches[key[0], "", 0], run.ahead()[0]
+            output, executed = self.inside[key[0]].run_as_it_is(rule, step, model)
         else:
-            output = original(*args, **kwargs)
-            run.cost += 1.0
+            output, executed = model(), 1.0
+        run.cost += executed
         if run.decision is not None and not run.decision.compute and fits:
             return slot.output
         run.gradients |= torch.is_grad_enabled() and requires_grad(output)
         run.made[key], run.slots[key] = True, Slot(output, inputs)
         return output
 
-    def _decided_inside(
-        self, run: Run, name: str, original: Callable[..., Any], args: tuple, kwargs: dict
-    ) -> Any:
+    def _decided_inside(self, run: Run, name: str, model: Callable[[], Any]) -> tuple[Any, float]:
         """Run a model whose first block tells what the decision is made from."""
         stack = self.stacks[name]
 
@@ -109,13 +101,10 @@ class SamplerSite:
                 return block.streams
             return stack.method.run_block(run.branches[name, "", 0].state, block, decision)
 
-        output, executed = stack.run(
-            lambda: original(*args, **kwargs),
-            lambda block: self._decide(run, Call(block=block, model=name)),
-            answer,
-        )
-        run.cost += executed
-        return output
+        def decide_at(block: BlockCall) -> Decision:
+            return self._decide(run, Call(block=block, model=name))
+
+        return stack.run(model, decide_at, answer)
 
     def _decide(self, run: Run, at: Call | None) -> Decision:
         """Take the decision for all calls of this step; ``at``: where in which model."""

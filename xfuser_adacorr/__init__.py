@@ -36,7 +36,7 @@ _HOMES = {
     f"{_CACHE}.methods.goc": ("GOC",),
     f"{_CACHE}.methods.l2c": ("L2C",),
     f"{_CACHE}.methods.lazy": ("Lazy",),
-    f"{_CACHE}.methods.learned": ("Learned",),
+    f"{_CACHE}.methods.learned": ("Learned", "save_plans"),
     f"{_CACHE}.methods.options": ("AdaCorrection", "Literal", "Method"),
     f"{_CACHE}.methods.replay": ("Replay",),
     f"{_CACHE}.methods.schedule": ("Schedule",),

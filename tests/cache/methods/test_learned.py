@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from xfuser_adacorr import (
     calibrate_learned,
     disable_cache,
     enable_cache,
+    save_plans,
 )
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
 from xfuser_adacorr.model_executor.cache.flow_coordinates import flow_points
@@ -487,6 +489,24 @@ def test_generations_that_are_not_alike_do_not_count(pipe):
     sampled(pipe, 1)
     sampled(pipe, 2)
     assert cache_summary(pipe).plan == "learned from 2 generations"
+
+
+def test_other_steps_are_learned_anew_and_all_plans_are_saved(pipe, path):
+    enable_cache(pipe, Auto(target_compute=0.25, learn=1))
+    with pytest.raises(ValueError, match="no learned plan to save"):
+        save_plans(pipe, path)
+    for steps in (STEPS, 8):
+        sampled(pipe, steps=steps)
+        assert cache_summary(pipe).computed_steps == steps, "computed in full"
+    for steps in (8, STEPS):
+        sampled(pipe, seed=1, steps=steps, guidance_scale=3.0)
+        assert cache_summary(pipe).computed_steps == steps // 4
+    learned = sampled(pipe, seed=2)
+    assert save_plans(pipe, path) == Path(path)
+    disable_cache(pipe)
+    enable_cache(pipe, Auto(target_compute=0.25, plan=path))
+    assert torch.equal(sampled(pipe, seed=2), learned)
+    assert cache_summary(pipe).plan == "learned from 1 generations"
 
 
 def test_learning_stops_with_the_cache(pipe):

@@ -9,6 +9,7 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
@@ -153,6 +154,22 @@ def bind_plans(given: str | None, pipe: Any, models: Mapping[str, Any]) -> Bound
     file = PlanFile.load(path)
     file.check_models(models)
     return BoundPlans(file, weakref.ref(pipe))
+
+
+def save_plans(x: Any, path: str | Path) -> Path:
+    """Write the plans that a pipeline's cache follows, those it has learned itself among them.
+
+    As ``plan.json`` in the pipeline's directory, or given as ``plan``, they are followed from the
+    first generation on. Returns the path. Raises `ValueError` if there is no cache, or it has no
+    plan (yet).
+    """
+    from xfuser_adacorr.model_executor.cache.api import site_of
+
+    bound = getattr(site_of(x).method, "bound", None)
+    if bound is None:
+        raise ValueError("the cache has no learned plan to save (yet)")
+    bound.file.save(path)
+    return Path(path)
 
 
 # -- one run -------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from xfuser_adacorr.model_executor.cache.intercept import InterceptedCall, inter
 from xfuser_adacorr.model_executor.cache.methods.learned import (
     BoundPlans,
     OnCourse,
-    told_guidance,
     unlearnable,
 )
 from xfuser_adacorr.model_executor.cache.methods.options import compute_target
@@ -44,7 +43,6 @@ class Generation:
     arguments: dict[str, Any]
     noise: Callable[[], dict[str, Any]]
     """Sets random numbers back, and returns the generators."""
-    guidance_scale: float | None = None
     places: Places | None = None
     trajectory: Trajectories | None = None
 
@@ -54,6 +52,7 @@ class LearningSite(SamplerSite):
 
     Generations that are not like the first one (steps, size) are left to the method's own rule and
     do not count. The fit runs at the end of the last of them: several cached generations of each.
+    Later generations on other steps are learned from anew; what was learned before is kept.
     """
 
     def __init__(self, method: Any, denoisers, find_schedulers, scope, stacks, pipe: Any) -> None:
@@ -86,7 +85,6 @@ class LearningSite(SamplerSite):
             self._now = None
         if done.trajectory is not None and self._is_alike(done):
             done.trajectory.check()
-            done.guidance_scale = told_guidance(self._pipe())
             self._learned.append(done)
             logger.info("learned from %d of %d generations", len(self._learned), self.method.learn)
             if len(self._learned) == self.method.learn:
@@ -109,6 +107,9 @@ class LearningSite(SamplerSite):
         """A lane that computes and notes everything; None for a run that is not learned from."""
         first = self._learned[0].places if self._learned else places
         alike = places.sampler == first.sampler and places.coordinates == first.coordinates
+        known = self.method.bound.file.plans if self.method.bound is not None else ()
+        if any(plan.misfit(places) is None for plan in known):
+            return None
         if begin != 0 or not alike or unlearnable(stepper, places) is not None:
             return None
         steps = len(places.steps)
@@ -131,13 +132,13 @@ class LearningSite(SamplerSite):
                 name=f"learned from {len(generations)} generations",
                 sampler=first.places.sampler,
                 times=tuple(loop.times),
-                guidance_scale=first.guidance_scale,
+                guidance_scale=None,  # what is learned serves any, other than a stated PSNR
                 courses=(fitted_course(loop, count),),
                 settings={"versions": package_versions()},
             )
-            file = PlanFile(fingerprints=fingerprints(self._denoisers), plans=(plan,))
-            bound = BoundPlans(file, weakref.ref(pipe))
-            self.method = replace(self.method, learn=None, bound=bound)
+            known = self.method.bound.file.plans if self.method.bound is not None else ()
+            file = PlanFile(fingerprints=fingerprints(self._denoisers), plans=(*known, plan))
+            self.method = replace(self.method, bound=BoundPlans(file, weakref.ref(pipe)))
         finally:
             self.install()
 

@@ -44,7 +44,7 @@ class Row:
     solver: str = EULER
     config: CacheConfig | PeerConfig | None = None
     plan: str | None = None
-    """Of a row that follows a stored plan the digest of its file: another plan is another row."""
+    """Of a row that follows a stored plan the plan's digest: another plan is another row."""
 
     @property
     def is_reference(self) -> bool:

@@ -231,10 +231,10 @@ def test_only_clips_have_a_temporal_curve():
 # -- learned plans ---------------------------------------------------------------------------------
 
 
-def write_plan(directory, name="plan", guidance_scale=3.0):
-    course = Course(steps=(0, 2), coefficients=((0.1,), (0.2, 0.3)), psnr_db=None)
+def write_plan(directory, weight=0.1, guidance_scale=3.0):
+    course = Course(steps=(0, 2), coefficients=((weight,), (0.2, 0.3)), psnr_db=None)
     plan = Plan(
-        name=name,
+        name="plan",
         sampler={"class": "Any"},
         times=tuple(1.0 - k / 8 for k in range(9)),
         guidance_scale=guidance_scale,
@@ -258,7 +258,7 @@ def test_a_stored_plan_gives_a_row_a_budget_where_it_fits(tmp_path):
 def test_another_plan_is_another_row_and_other_rows_keep_their_keys(tmp_path):
     write_plan(tmp_path)
     (before,) = sweep.learned_rows([LEARNED], tmp_path, 8, None, EULER)
-    write_plan(tmp_path, name="newer")
+    write_plan(tmp_path, weight=0.15)
     (after,) = sweep.learned_rows([LEARNED], tmp_path, 8, None, EULER)
     assert before.config == after.config and before.key != after.key
     assert "plan" not in plan.uncached_row(8).to_dict()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,7 @@ TIME_TOLERANCE = 1e-3
 """Difference of flow times (in [0, 1]) up to which two runs are taken to have the same steps."""
 NEAR_BUDGET = 0.05
 """Difference of the shares of computed steps up to which a course stands for a target."""
+_NUMBERS = re.compile(r"\[[^\[\]{}]*\]")
 PACKAGES = ("xfuser-adacorr", "diffusers", "torch")
 
 
@@ -216,8 +218,10 @@ class PlanFile:
         return {"method": "Learned", "schema": PLAN_SCHEMA, **content}
 
     def save(self, path: str | Path) -> None:
-        """Write the file as JSON, whole or not at all."""
-        write_whole(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write the file as JSON, whole or not at all; a list of numbers is a line."""
+        text = json.dumps(self.to_dict(), indent=1)
+        text = _NUMBERS.sub(lambda found: " ".join(found.group().split()), text)
+        write_whole(Path(path), text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "PlanFile":

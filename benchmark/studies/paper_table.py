@@ -25,7 +25,7 @@ from benchmark.score.bands import CONFIDENCE
 from benchmark.score.pictures import frechet_distance
 from benchmark.score.samples import draws, resampled_distances
 from benchmark.settings import Settings
-from benchmark.studies.catalogue import PaperTableOptions
+from benchmark.studies.catalogue import PAPER_GROUPS, PaperTableOptions
 from benchmark.studies.session import OpenStudy, opened
 from xfuser_adacorr import CacheConfig, cache_summary
 
@@ -131,9 +131,7 @@ def make_batch(session: OpenStudy, row: Row, entries: Sequence[Mapping[str, Any]
         )
         seconds = clock() - start
         fraction = 1.0 if row.config is None else cache_summary(pipe).compute_fraction
-    pictures = FAMILIES[settings.model_type].output(output)
-    if len(entries) == 1:
-        pictures = pictures[None]
+    pictures = next(iter(output.values()))  # of all entries
     return {"pictures": pictures.float().cpu(), "seconds": seconds, "compute": fraction}
 
 
@@ -263,7 +261,7 @@ def run(settings: Settings, options: PaperTableOptions, console: Console) -> Non
         batches = Batches(session, entries, options.batch_size)
         uncached, rows = uncached_row(steps, solver), {}
         batches.kept(uncached, 0)
-        for each in asked:
+        for each in sorted(asked, key=lambda row: row.group in ("table", "sensitivity")):
             config = CacheConfig.from_name(each.name, **each.options)
             if each.like is not None:
                 if each.like not in rows:
@@ -281,7 +279,8 @@ def run(settings: Settings, options: PaperTableOptions, console: Console) -> Non
             for row in (uncached, *(row for _, row in rows.values())):
                 batches.kept(row, index)
         count = len(batches.batches)
-        lines = [(None, uncached), *rows.values()]
+        made = sorted(rows.values(), key=lambda pair: PAPER_GROUPS.index(pair[0].group))
+        lines = [(None, uncached), *made]
         found = {
             "samples": options.samples,
             "batch_size": options.batch_size,

@@ -16,6 +16,7 @@ TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.5",
+    "scikit-image>=0.22",
 ]
 
 setup(

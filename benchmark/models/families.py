@@ -81,8 +81,9 @@ class BenchmarkFamily:
 
 
 def _side(pipe: Any) -> int:
-    """Pixels a side of the latents that the transformer is made for."""
-    return pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    """Pixels a side of the latents that the denoiser is made for."""
+    denoiser = getattr(pipe, "transformer", None) or pipe.unet
+    return denoiser.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
 
 
 def _call_flux(pipe: Any, asked: Request) -> dict[str, Any]:
@@ -124,6 +125,16 @@ def _call_opensora(pipe: Any, asked: Request) -> dict[str, Any]:
         "height": asked.height,
         "width": asked.width,
         "num_frames": asked.num_frames,
+    }
+
+
+def _call_sd(pipe: Any, asked: Request) -> dict[str, Any]:
+    return {
+        "prompt": asked.text,
+        "negative_prompt": "" if isinstance(asked.text, str) else [""] * len(asked.text),
+        "guidance_scale": asked.guidance_scale,
+        "height": asked.height,
+        "width": asked.width,
     }
 
 
@@ -177,5 +188,17 @@ FAMILIES = {
         ode=Ode(solver=DPM_SOLVER, steps=100),
         judge="clip_judge",
         judging=judging.clips,
+    ),
+    "sd": BenchmarkFamily(
+        pipeline_class="diffusers.StableDiffusionPipeline",
+        steps=30,
+        call=_call_sd,
+        picture_size=_side,
+        guidance_scale=3.0,
+        solvers=(DDIM, DPM_SOLVER),
+        solvers_note="second order, from the timestep at which the uncached run starts, which for "
+        "DDIM depends on the number of steps",
+        ode=Ode(solver=DPM_SOLVER, steps=200, per_step_count=True),
+        judging=judging.single_objects,
     ),
 }

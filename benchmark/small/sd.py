@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -28,8 +27,6 @@ from benchmark.small.text import (
     warm_up_text_encoders,
 )
 from benchmark.small.tokenizers import build_clip_tokenizer
-
-SIZE = 64
 
 
 def build_unet(latent_channels: int = 8) -> UNet2DConditionModel:
@@ -136,11 +133,6 @@ def warm_up(pipeline: StableDiffusionPipeline) -> float:
     )
 
 
-def call(pipeline: StableDiffusionPipeline, prompts: list[str], scale: float) -> dict[str, Any]:
-    """Arguments of the pipeline for a guidance `scale`."""
-    return {"prompt": prompts, "height": SIZE, "width": SIZE, "guidance_scale": scale}
-
-
 FAMILY = SmallFamily(
     name="sd",
     trained=("unet", "text_encoder"),
@@ -149,7 +141,6 @@ FAMILY = SmallFamily(
     build_pipeline=build_pipeline,
     load_examples=load_examples,
     loss=loss,
-    call=call,
     accuracy=Judge.prompt_accuracy,
     warm_up=warm_up,
 )

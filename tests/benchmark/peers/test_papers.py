@@ -32,7 +32,7 @@ def flow_walk(steps=10, index=0, **more):
 def schedulers():
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     dpm = DPMSolverMultistepScheduler(**BETAS, algorithm_type="dpmsolver++")
-    return flow, RectifiedFlowScheduler(), DDIMScheduler(**BETAS), dpm
+    return flow, RectifiedFlowScheduler(use_timestep_transform=False), DDIMScheduler(**BETAS), dpm
 
 
 # -- the sampler's step ------------------------------------------------------------------------

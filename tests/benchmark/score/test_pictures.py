@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -30,6 +32,29 @@ def test_psnr_does_not_wrap_around_where_integers_would():
     assert found == pytest.approx(-20 * math.log10(250 / 255), abs=1e-5)
     wrapped = (dark * 255).byte() - (light * 255).byte()
     assert wrapped.float().square().mean() < 50  # what a difference of uint8 would have made of it
+
+
+@pytest.mark.parametrize("noise", [0.5, 0.03, 1e-4])
+def test_psnr_is_scikit_image_s(noise):
+    reference = pictures(seed=1)
+    made = (reference + noise * torch.randn(reference.shape)).clamp(0, 1)
+    for index, found in enumerate(metrics.psnr_db(made, reference)):
+        pair = (x[index].double().numpy() for x in (reference, made))
+        expected = peak_signal_noise_ratio(*pair, data_range=1.0)
+        assert found == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("true_db", [30.0, 22.0, 14.0])
+def test_differences_of_bytes_read_as_28_to_33_db_whatever_the_error(true_db):
+    """What `docs/notes/psnr.md` says of tables whose tools subtract uint8 arrays."""
+    generator = np.random.default_rng(0)
+    reference = generator.integers(64, 192, size=(256, 256, 3)).astype(np.float64)
+    made = reference + 255 * 10 ** (-true_db / 20) * generator.normal(size=reference.shape)
+    made, reference = (np.clip(np.round(x), 0, 255).astype(np.uint8) for x in (made, reference))
+    (found,) = metrics.psnr_db(*(torch.from_numpy(x / 255.0)[None] for x in (made, reference)))
+    assert found == pytest.approx(true_db, abs=0.8)
+    wrapped = np.mean((made - reference) ** 2)  # both operations wrap
+    assert 27.5 < 10 * math.log10(255**2 / wrapped) < 33.0
 
 
 def test_psnr_refuses_integer_pictures():

@@ -135,6 +135,7 @@ PEERS = {
             {"skip_range": 2, "timestep_range": (100, 800)},
             reason="diffusers' hooks do not know its attention",
         ),
+        _diffusers("SeaCache", {"threshold": 0.25}),
         _cache_dit("DBCache"),
         _cache_dit("DBCache+TaylorSeer"),
         _cache_dit("DBCache+TaylorSeer2"),

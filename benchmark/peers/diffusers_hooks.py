@@ -5,6 +5,7 @@ their ``apply_...`` functions, a context for the one call a step that their pipe
 reset before every picture, all of which their pipelines leave out.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers.utils import logging
 
 from benchmark.peers import Run
 from benchmark.peers.restoring import before_every_picture
+from benchmark.peers.sampler_step import noise_levels
 
 Disable = Callable[[], None]
 
@@ -24,6 +26,7 @@ _APPLY = {
     hooks.TaylorSeerCacheConfig: hooks.apply_taylorseer_cache,
     hooks.MagCacheConfig: hooks.apply_mag_cache,
     hooks.FasterCacheConfig: hooks.apply_faster_cache,
+    hooks.SeaCacheConfig: hooks.apply_sea_cache,
     hooks.PyramidAttentionBroadcastConfig: hooks.apply_pyramid_attention_broadcast,
 }
 
@@ -150,7 +153,51 @@ def _pyramid_attention_broadcast(pipe: Any, options: dict[str, Any], run: Run) -
     return _enable(pipe, config)
 
 
+def _noise_in_flow_coordinates(scheduler: Any) -> list[float]:
+    """Of each step, from 1 (noise) to 0: what `SeaCacheConfig`'s filter takes."""
+    return [s / (a + s) for a, s in noise_levels(scheduler)[:-1]]
+
+
+def _visible_latents(module: Any, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Latents [C, 1, H, W] of a call's first picture."""
+    latents = args[0] if args else kwargs["hidden_states"]
+    if latents.ndim == 3:  # FLUX packs 2x2 latents into a token
+        side = math.isqrt(latents.shape[1])
+        latents = latents.unflatten(1, (side, side)).unflatten(3, (-1, 2, 2))
+        latents = latents.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return [latents[0].unsqueeze(1)]
+
+
+def _sea_cache(pipe: Any, options: dict[str, Any], run: Run) -> Disable:
+    """Its hook asks for the step and the noise level, which the pipelines do not tell it."""
+    transformer, calls_a_step = pipe.transformer, 2 if run.true_cfg else 1
+    config = hooks.SeaCacheConfig(raw_vision_callback=_visible_latents, **options)
+    disable = _enable(pipe, config)
+    calls = 0
+
+    def begin() -> None:
+        nonlocal calls
+        calls = 0
+
+    def tell(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        nonlocal calls
+        step, branch = divmod(calls, calls_a_step)
+        calls += 1
+        context = CacheContext(
+            ("cond", "uncond")[branch],
+            step_index=step,
+            sigma=_noise_in_flow_coordinates(pipe.scheduler)[step],
+            num_inference_steps=run.num_inference_steps,
+        )
+        _set_cache_context(transformer, context)
+
+    transformer.register_forward_pre_hook(tell, with_kwargs=True)
+    before_every_picture(pipe, begin)
+    return disable
+
+
 ENABLE = {
+    "SeaCache": _sea_cache,
     "FirstBlockCache": _first_block_cache,
     "TaylorSeer": _taylorseer(1, lite=False),
     "TaylorSeer2": _taylorseer(2, lite=False),

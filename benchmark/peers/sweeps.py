@@ -28,6 +28,11 @@ def _mag_cache(thresholds: Sequence[float], steps: int) -> Settings:
     return [dict(zip(names, values, strict=True)) for values in tried]
 
 
+def _sea_cache(thresholds: Sequence[float], steps: int) -> Settings:
+    tried = ((0.1, 2), (0.25, 0), (0.5, 0), (1.0, 0), (2.0, 0), (2.0, 2), (4.0, 4))
+    return [{"threshold": t, "max_consecutive_cached": longest} for t, longest in tried]
+
+
 def _attention(thresholds: Sequence[float], steps: int) -> Settings:
     # the first step's timestep must be outside: FasterCache has nothing to skip it with
     tried = ((3, (100, 800)), (2, (-1, 981)), (4, (-1, 981)), (8, (-1, 981)))
@@ -116,6 +121,7 @@ _SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {
     "diffusers:TaylorSeerLite": _intervals,
     "diffusers:TaylorSeerLite2": _intervals,
     "diffusers:MagCache": _mag_cache,
+    "diffusers:SeaCache": _sea_cache,
     "diffusers:FasterCache": _attention,
     "diffusers:PyramidAttentionBroadcast": _attention,
     "cache-dit:DBCache": _plain_db_cache,

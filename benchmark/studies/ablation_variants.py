@@ -63,7 +63,7 @@ class PartsOfAuto(Auto):
 
     def make_rule(self, places: Any, inside: Any) -> Any:
         plain = error_rule(self, AUTO_TOLERANCE, places)
-        own = self.rule(plain.gamma, plain.lambda_, plain.tolerance, plain.budget)
+        own = self.rule(plain.gamma, plain.lambda_, plain.tolerance, plain.budget, plain.cap)
         rule = within_budget(own, own)
         return Warmup(rule, self.warmup) if self.warmup else rule
 

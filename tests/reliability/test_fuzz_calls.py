@@ -33,6 +33,10 @@ SCHEDULERS = {
     "ancestral": EulerAncestralDiscreteScheduler,
     "heun": HeunDiscreteScheduler,
 }
+ONE_STEP = (FlowMatchEulerDiscreteScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler)
+"""Those that keep no earlier outputs, whose shape would have to stay."""
+TELLING = 2
+"""Calls of a branch that tell what stays the same from what is new in every call."""
 METHODS = {
     "Auto": lambda: Auto(tolerance=1e6),
     "Auto, budget": lambda: Auto(target_compute=0.3, num_steps=9),
@@ -108,10 +112,10 @@ class Player:
                 if run["how"] == "reset" and cached:
                     reset_cache(model)
                 return i
-            if i == run["changed_at"]:
+            if i == run["changed_at"] and i >= TELLING + (run["late"] or 0):
                 texts = self.texts(run["branches"])
-            if i == run["cropped_at"]:
-                x = x[:, :-1] if x.shape[1] > 1 else x
+            if i == run["cropped_at"] and isinstance(scheduler, ONE_STEP) and x.shape[1] > 1:
+                x = x[:, :-1]
             active = [n for k, n in enumerate(texts) if k == 0 or i >= (run["late"] or 0)]
             model.fails = i == run["stop"]
             guided = sum(self.call(x, t, texts[n], n, run["named"]) for n in active) / len(active)

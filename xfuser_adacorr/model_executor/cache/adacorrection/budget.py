@@ -92,6 +92,13 @@ class Budget:
         steps = self.steps or step.remaining
         return refreshes_left(self.fraction, steps, self.spent, step.remaining, self.reuse_cost)
 
+    def paid(self, call: Call, decision: Decision) -> None:
+        """A step is over."""
+        self.steps = self.steps or call.step.remaining
+        self.spent += call.cost
+        if not decision.compute:
+            self.reuse_cost = call.cost
+
     def tolerance(self, step: Step, refreshed: Step, kappa: float | None, speed: float) -> float:
         scale = 1.0
         if self._covered > 0.0:
@@ -146,10 +153,7 @@ class Budgeted(Rule):
 
     def after_call(self, call: Call, decision: Decision) -> None:
         self.rule.after_call(call, decision)
-        self.budget.steps = self.budget.steps or call.step.remaining
-        self.budget.spent += call.cost
-        if not decision.compute:
-            self.budget.reuse_cost = call.cost
+        self.budget.paid(call, decision)
 
     def computed(self, call, decision, missed, record) -> None:
         self.rule.computed(call, decision, missed, record)

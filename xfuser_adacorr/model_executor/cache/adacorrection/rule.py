@@ -37,7 +37,8 @@ class ErrorRule(Rule):
     last refresh, ``kappa = (||v - forecast|| / ||v||) / drift`` as the last refresh found it, and
     ``spatial = |s - s0| / s0``, s the mean over tokens of the deviation over channels. Before an
     offset is known E / tolerance is ``max(drift, |t - t0|) / (0.5 sqrt(tolerance))``. A ``budget``
-    sets the tolerance from step to step.
+    sets the tolerance from step to step. A ``cap`` loosens it where more than that budget would be
+    computed: in a short run all errors are large, and those of fewer steps are no smaller.
     """
 
     first_drift_limit = 0.5
@@ -50,9 +51,15 @@ class ErrorRule(Rule):
     """Of the tolerance, up to which the last step is spared: nothing mends what it misses."""
 
     def __init__(
-        self, gamma: float, lambda_: float, tolerance: float, budget: Budget | None = None
+        self,
+        gamma: float,
+        lambda_: float,
+        tolerance: float,
+        budget: Budget | None = None,
+        cap: Budget | None = None,
     ) -> None:
         self.gamma, self.lambda_, self.tolerance, self.budget = gamma, lambda_, tolerance, budget
+        self.cap = cap
         self.reference: Tensor | None = None
         """Latents of the last refresh, float32, as tokens; ``spatial``: their deviations' sum."""
         self.spatial: Tensor | None = None
@@ -95,6 +102,9 @@ class ErrorRule(Rule):
             error = self.error + expected * step.step_gain * self.speed
             if self.budget is not None:
                 tolerance = self.budget.tolerance(step, self.refreshed, self.kappa, self.speed)
+            elif self.cap is not None:
+                capped = self.cap.tolerance(step, self.refreshed, self.kappa, self.speed)
+                tolerance = max(tolerance, capped)
             share = ratio(error, tolerance)
         score = share + self.lambda_ * spatial
         if self.gap and step.index - self.refreshed.index >= self.gap_growth * self.gap:
@@ -127,6 +137,8 @@ class ErrorRule(Rule):
         return int(expected is None or error > self.last_share * tolerance)
 
     def after_call(self, call: Call, decision: Decision) -> None:
+        if self.cap is not None:
+            self.cap.paid(call, decision)
         if not decision.compute and decision.expected_error is not None:
             self.error = decision.expected_error
 
@@ -156,8 +168,9 @@ class ErrorRule(Rule):
             record.found_offset = offset
             if drift:
                 self.kappa = offset / drift
-                if self.budget is not None and since is not None:
-                    self.budget.found(self.refreshed, since, self.kappa, self.speed)
+                budget = self.budget or self.cap
+                if budget is not None and since is not None:
+                    budget.found(self.refreshed, since, self.kappa, self.speed)
         self._found = []
 
     def tensors(self) -> list[Tensor]:

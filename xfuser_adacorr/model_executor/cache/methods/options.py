@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CORRECTED_SUFFIX = "+AdaCorrection"
 AUTO_TOLERANCE = 0.004
 CORRECTED_TOLERANCE = 0.01
+DEFAULT_CAP = 2 / 3
+"""Share of a run that the default tolerances compute, about, at the most."""
 
 
 def check_number(
@@ -135,10 +137,12 @@ def error_rule(options: Any, default_tolerance: float, places: "Places | None") 
     from xfuser_adacorr.model_executor.cache.adacorrection.budget import Budget
     from xfuser_adacorr.model_executor.cache.adacorrection.rule import ErrorRule
 
-    fraction = compute_target(options)
-    budget = None if fraction is None else Budget(fraction, places and places.steps)
+    fraction, steps = compute_target(options), places and places.steps
+    budget = None if fraction is None else Budget(fraction, steps)
+    nothing_given = options.tolerance is None and budget is None and options.gamma == 1.0
+    cap = Budget(DEFAULT_CAP, steps) if nothing_given and steps else None
     tolerance = options.tolerance or default_tolerance
-    return ErrorRule(options.gamma, options.lambda_, tolerance, budget)
+    return ErrorRule(options.gamma, options.lambda_, tolerance, budget, cap)
 
 
 def within_budget(rule: Rule, own: Rule) -> Rule:

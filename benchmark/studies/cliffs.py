@@ -19,6 +19,7 @@ from benchmark.run.rows import Row, cached_row, method_config, same_compute_rows
 from benchmark.settings import Settings
 from benchmark.studies.catalogue import CliffOptions
 from benchmark.studies.session import kept_pictures, opened
+from xfuser_adacorr import CacheConfig
 
 Result = Mapping[str, Any]
 """Of one row: ``name``, ``steps``, ``setting``, ``compute`` and ``psnr_db`` (means)."""
@@ -166,9 +167,9 @@ def run(settings: Settings, options: CliffOptions, console: Console) -> None:
     documented = load_documented(settings)
     configs = {name: method_config(name, documented, {}) for name in settings.cache_methods}
     defaults = [
-        (cached_row(name, steps, config, solver), None)
+        (cached_row(name, steps, CacheConfig.from_name(name), solver), None)
         for steps in counts
-        for name, config in configs.items()
+        for name in configs
     ]
     sweeps = []
     for name, config in configs.items() if options.settings > 1 else ():

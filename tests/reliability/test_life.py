@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
 
 from tests.pipelines import CASES, run
 from tests.tiny import FluxSampler, make_tiny_flux
-from xfuser_adacorr import Auto, Fb, cache_summary, enable_cache, is_cache_enabled
+from xfuser_adacorr import AdaCorrection, Auto, Fb, cache_summary, enable_cache, is_cache_enabled
 
 STEPS = 10
 CASE = CASES["flux"]
@@ -104,15 +104,18 @@ def test_a_saved_model_is_plain(method, tmp_path):
     assert is_cache_enabled(model)
 
 
-@pytest.mark.parametrize("method", [*METHODS, Fb(threshold=0.5, correction=None)], ids=str)
-def test_gradients_under_checkpointing_are_those_without_a_cache(method):
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize(
+    "method", [*METHODS, Fb(threshold=0.5, correction=AdaCorrection())], ids=lambda each: each.name
+)
+def test_gradients_under_checkpointing_are_those_without_a_cache(method, bare):
     def gradients(cached):
         model = make_tiny_flux()
         model.enable_gradient_checkpointing()
         model.train()
         sampler = FluxSampler(model)
         if cached:
-            enable_cache(model, method, scheduler=sampler.scheduler)
+            enable_cache(model, method, scheduler=None if bare else sampler.scheduler)
         with torch.enable_grad():
             sampler.run(4, finish=False).square().mean().backward()
         return model.x_embedder.weight.grad

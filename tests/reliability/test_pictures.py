@@ -10,7 +10,7 @@ from PIL import Image
 from benchmark.settings import PIPELINES
 from xfuser_adacorr import Auto, cache_summary, disable_cache, enable_cache
 
-STEPS = 24
+STEPS = 20
 SIZE = 32
 
 

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from .messages import warn_once
 
 
 class Inputs:
@@ -63,6 +65,23 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return a[0] is b[0] and a[1:] == b[1:]
     return a == b
+
+
+def records_gradients(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of the model records gradients: the cache has to stand aside, once said.
+
+    Blocks that run through a cache would not be recomputed alike under gradient checkpointing, and
+    what is reused has no gradients, or those of another call.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    recorded = requires_grad((args, kwargs)) or any(p.requires_grad for p in model.parameters())
+    if recorded:
+        warn_once(
+            "the model's output requires gradients: the cache stands aside and computes every "
+            "step; sample under torch.no_grad() to use it"
+        )
+    return recorded
 
 
 def requires_grad(output: Any) -> bool:

@@ -17,7 +17,7 @@ from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.others import check_alone
 from xfuser_adacorr.model_executor.cache.engine import Lane
-from xfuser_adacorr.model_executor.cache.inputs import Inputs, equal_inputs
+from xfuser_adacorr.model_executor.cache.inputs import Inputs, equal_inputs, records_gradients
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -171,6 +171,9 @@ class ModelSite:
     def answer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call; an exception leaves no state behind."""
         arguments = bind_arguments(self.model, args, kwargs)
+        if records_gradients(self.model, args, kwargs):
+            self.reset()
+            return original(*args, **kwargs)
         try:
             return self._answer(lambda: original(*args, **kwargs), arguments)
         except BaseException:

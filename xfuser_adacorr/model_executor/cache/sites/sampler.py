@@ -17,7 +17,7 @@ from torch import nn
 
 from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.engine import Lane, decide, refresh, reuse, scaled
-from xfuser_adacorr.model_executor.cache.inputs import Inputs, requires_grad
+from xfuser_adacorr.model_executor.cache.inputs import Inputs, records_gradients, requires_grad
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,
@@ -95,6 +95,8 @@ class SamplerSite:
     def _decided_inside(self, run: Run, name: str, model: Callable[[], Any]) -> tuple[Any, float]:
         """Run a model whose first block tells what the decision is made from."""
         stack = self.stacks[name]
+        if records_gradients(stack.model, args, kwargs):
+            return self._standing_aside(run, original, args, kwargs)
 
         def answer(block: BlockCall, decision: Decision) -> Streams:
             if not decision.compute:
@@ -105,6 +107,16 @@ class SamplerSite:
             return self._decide(run, Call(block=block, model=name))
 
         return stack.run(model, decide_at, answer)
+
+    def _standing_aside(
+        self, run: Run, original: Callable[..., Any], args: tuple, kwargs: dict
+    ) -> Any:
+        """Compute a call whose blocks would tell what the decision is made from."""
+        run.gradients, run.decision = True, Decision(True, "autograd")
+        if ahead := run.ahead():
+            run.record = record_of(STEP_CONTEXT, ahead[0][1], run.decision)
+        run.cost += 1.0
+        return original(*args, **kwargs)
 
     def _decide(self, run: Run, at: Call | None) -> Decision:
         """Take the decision for all calls of this step; ``at``: where in which model."""

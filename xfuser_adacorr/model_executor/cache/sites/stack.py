@@ -14,7 +14,7 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
     bind_arguments,
 )
 from xfuser_adacorr.model_executor.cache.engine import decide
-from xfuser_adacorr.model_executor.cache.inputs import Inputs
+from xfuser_adacorr.model_executor.cache.inputs import Inputs, records_gradients
 from xfuser_adacorr.model_executor.cache.intercept import intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -143,6 +143,11 @@ class StackSite:
         if stack is None or not ahead:
             return original(*args, **kwargs)
         _, step = ahead[0]
+        if records_gradients(stack.model, args, kwargs):
+            record = record_of(branch_name(key, len(self.stacks)), step, Decision(True, "autograd"))
+            run.trace.calls.append(record)
+            run.made[key] = True
+            return original(*args, **kwargs)
         layout = tuple(x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
         rule = run.branches.get(key)
         if rule is None or run.layouts.get(key) != layout:

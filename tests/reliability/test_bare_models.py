@@ -8,6 +8,7 @@ import torch
 from tests.tiny import FluxSampler, make_tiny_flux
 from xfuser_adacorr import Auto, Fb, cache_summary, enable_cache
 from xfuser_adacorr.model_executor.cache.messages import warn_once
+from xfuser_adacorr.model_executor.cache.sites.model import MOST_BRANCHES
 
 LOOSE = Auto(tolerance=0.05)
 
@@ -79,10 +80,10 @@ def test_timesteps_that_tell_no_run_are_computed_and_told_once(caplog, timesteps
 
 def test_calls_at_one_timestep_do_not_pile_up_memory():
     sampler = enabled()
-    calls(sampler, CONSTANT)
-    few = cache_summary(sampler.transformer).cache_memory_bytes
+    calls(sampler, CONSTANT[:MOST_BRANCHES])
+    most = cache_summary(sampler.transformer).cache_memory_bytes
     calls(sampler, CONSTANT * 2)
-    assert 0 < cache_summary(sampler.transformer).cache_memory_bytes <= 2 * few
+    assert 0 < cache_summary(sampler.transformer).cache_memory_bytes <= most
 
 
 class PerToken(torch.nn.Module):

@@ -1,0 +1,56 @@
+"""The soak finds what it is to find: growth, and generations that differ from fresh ones."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmark.studies import soak
+from benchmark.studies.soak_report import AVERAGED, WARMUP, counted, growth, render
+
+
+def test_growth_is_from_after_the_warm_up_to_the_end():
+    warm = [1000] * WARMUP
+    assert growth([10] * WARMUP + [100] * AVERAGED + [110] * AVERAGED) == pytest.approx(0.1)
+    assert growth(warm + [100] * 2 * AVERAGED) == 0.0
+    assert growth([1, 2, 3]) == 0.0, "too few to tell"
+
+
+def test_tensors_and_hooks_that_stay_are_counted():
+    model = torch.nn.Linear(2, 2)
+    before = counted([model])
+    kept = [torch.zeros(1) for _ in range(3)]
+    handle = model.register_forward_hook(lambda *args: None)
+    after = counted([model])
+    assert after.tensors - before.tensors >= len(kept) and after.hooks == before.hooks + 1
+    handle.remove()
+
+
+@pytest.fixture(scope="module")
+def families():
+    return {"dit": soak.load("dit")}
+
+
+def test_a_short_soak_has_no_failures(families):
+    found = soak.soak(families, generations=4, minutes=None, seed=2)
+    assert found["generations"] == 4 and found["failures"] == []
+    assert sum(found["events"].values()) == 4
+    report = render({**found, "families": ["dit"], "environment": {"python": "3"}})
+    assert "4 generations in one process" in report and "None." in report
+
+
+def test_a_generation_that_differs_is_told(families, monkeypatch):
+    monkeypatch.setattr(soak, "EVENTS", ("none",))
+    draw = soak.drawn(random.Random(0), families)
+    monkeypatch.setattr(soak, "fresh", lambda kept, draw: (torch.zeros(()), 0))
+    event, wrong = soak.play(families["dit"], draw)
+    assert event == "none" and "differs from a fresh run" in wrong
+
+
+@pytest.mark.parametrize("event", ["exception", "interrupt", "left"])
+def test_what_is_to_happen_happens(families, monkeypatch, event):
+    monkeypatch.setattr(soak, "EVENTS", (event,))
+    draw = soak.drawn(random.Random(1), families)
+    draw = replace(draw, at=1)
+    assert soak.play(families["dit"], draw) == (event, None)

@@ -10,6 +10,11 @@ from torch.utils import _pytree as pytree
 
 from .messages import warn_once
 
+STANDS_ASIDE = (
+    "the model's output requires gradients: the cache stands aside and computes every step; sample "
+    "under torch.no_grad() to use it"
+)
+
 
 class Inputs:
     """What a denoiser was called with, as far as it tells whether an earlier answer fits."""
@@ -77,10 +82,7 @@ def records_gradients(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) 
         return False
     recorded = requires_grad((args, kwargs)) or any(p.requires_grad for p in model.parameters())
     if recorded:
-        warn_once(
-            "the model's output requires gradients: the cache stands aside and computes every "
-            "step; sample under torch.no_grad() to use it"
-        )
+        warn_once(STANDS_ASIDE)
     return recorded
 
 

@@ -157,6 +157,12 @@ class Run:
                 ahead.append((track, track.places.steps[place]))
         return ahead
 
+    def stand_aside(self) -> None:
+        """Compute this step, which records gradients, whatever would have been decided."""
+        self.gradients, self.decision = True, Decision(True, "autograd")
+        if ahead := self.ahead():
+            self.record = record_of(STEP_CONTEXT, ahead[0][1], self.decision)
+
     def note(self, step: Step, computed: bool) -> None:
         """Account for the calls of the step that ends."""
         record = self.record or record_of(STEP_CONTEXT, step, Decision(computed, "first"))

@@ -17,7 +17,12 @@ from torch import nn
 
 from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.engine import Lane, decide, refresh, reuse, scaled
-from xfuser_adacorr.model_executor.cache.inputs import Inputs, records_gradients, requires_grad
+from xfuser_adacorr.model_executor.cache.inputs import (
+    STANDS_ASIDE,
+    Inputs,
+    records_gradients,
+    requires_grad,
+)
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,
@@ -29,7 +34,7 @@ from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
 from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Slot, Track
 from xfuser_adacorr.model_executor.cache.step import Step
-from xfuser_adacorr.model_executor.cache.trace import STEP_CONTEXT, CacheSummary, record_of
+from xfuser_adacorr.model_executor.cache.trace import STEP_CONTEXT, record_of
 
 from .stack import Stack
 
@@ -45,19 +50,17 @@ class SamplerSite:
         scope: DecisionScope,
         stacks: Mapping[str, Stack],
     ) -> None:
-        self.method, self.scope, self.inside = method, scope, stacks
+        self.method, self.scope = method, scope
         self.stacks = {name: each for name, each in stacks.items() if each.measures_inside}
-        self.tracker = RunTracker(self, denoisers, find_schedulers, stacks)
-        self.context, self.reset = self.tracker.context, self.tracker.reset
+        self.modules = {name: each for name, each in stacks.items() if name not in self.stacks}
+        self.tracker = tracker = RunTracker(self, denoisers, find_schedulers, stacks)
+        self.context, self.reset, self.summary = tracker.context, tracker.reset, tracker.summary
 
     def install(self) -> None:
         self.tracker.install()
 
     def uninstall(self) -> None:
         self.tracker.uninstall()
-
-    def summary(self) -> CacheSummary:
-        return self.tracker.summary()
 
     # -- denoiser calls --------------------------------------------------------------------------
 
@@ -73,16 +76,18 @@ class SamplerSite:
         run.inputs_changed |= not fits
         if run.decision is None and not self.stacks:
             self._decide(run, None)
-        model = partial(original, *args, **kwargs)
-        if run.decision is None and key[0] in self.stacks:
+        model, asked = partial(original, *args, **kwargs), self.stacks.get(key[0])
+        if run.decision is None and asked and records_gradients(asked.model, args, kwargs):
+            run.stand_aside()
+        if run.decision is None and asked:
             if reshaped:
                 run.branches[key[0], "", 0].begin()  # what it remembers has another shape
-            output, executed = self._decided_inside(run, key[0], model)
+            output, executed = self._decided_inside(run, asked, key[0], model)
         elif fits and run.decision is not None and not run.decision.compute:
             return slot.output
-        elif key[0] in self.inside and run.branches and run.ahead():
+        elif key[0] in self.modules and run.branches and run.ahead():
             rule, (_, step) = run.branches[key[0], "", 0], run.ahead()[0]
-            output, executed = self.inside[key[0]].run_as_it_is(rule, step, model)
+            output, executed = self.modules[key[0]].run_as_it_is(rule, step, model)
         else:
             output, executed = model(), 1.0
         run.cost += executed
@@ -92,31 +97,19 @@ class SamplerSite:
         run.made[key], run.slots[key] = True, Slot(output, inputs)
         return output
 
-    def _decided_inside(self, run: Run, name: str, model: Callable[[], Any]) -> tuple[Any, float]:
+    def _decided_inside(
+        self, run: Run, stack: Stack, name: str, model: Callable[[], Any]
+    ) -> tuple[Any, float]:
         """Run a model whose first block tells what the decision is made from."""
-        stack = self.stacks[name]
-        if records_gradients(stack.model, args, kwargs):
-            return self._standing_aside(run, original, args, kwargs)
 
         def answer(block: BlockCall, decision: Decision) -> Streams:
             if not decision.compute:
                 return block.streams
             return stack.method.run_block(run.branches[name, "", 0].state, block, decision)
 
-        def decide_at(block: BlockCall) -> Decision:
-            return self._decide(run, Call(block=block, model=name))
-
-        return stack.run(model, decide_at, answer)
-
-    def _standing_aside(
-        self, run: Run, original: Callable[..., Any], args: tuple, kwargs: dict
-    ) -> Any:
-        """Compute a call whose blocks would tell what the decision is made from."""
-        run.gradients, run.decision = True, Decision(True, "autograd")
-        if ahead := run.ahead():
-            run.record = record_of(STEP_CONTEXT, ahead[0][1], run.decision)
-        run.cost += 1.0
-        return original(*args, **kwargs)
+        return stack.run(
+            model, lambda block: self._decide(run, Call(block=block, model=name)), answer
+        )
 
     def _decide(self, run: Run, at: Call | None) -> Decision:
         """Take the decision for all calls of this step; ``at``: where in which model."""
@@ -148,10 +141,7 @@ class SamplerSite:
         if step.follows:
             return decision.turned(run.trace.calls[-1].refreshed, "stage")
         if run.gradients:
-            warn_once(
-                "the model's output requires gradients: the cache stands aside and computes every "
-                "step; sample under torch.no_grad() to use it"
-            )
+            warn_once(STANDS_ASIDE)
             return decision.turned(True, "autograd")
         if run.inputs_changed and not decision.compute:
             return decision.turned(True, "inputs")
@@ -199,8 +189,9 @@ class SamplerSite:
 
     def _new_lane(self, run: Run, track: Track) -> Lane:
         base = {}
-        if self.inside and not run.branches:  # one sampler's rule asks the models
-            base = {name: StackRule(stack.method) for name, stack in self.inside.items()}
+        inside = self.stacks | self.modules
+        if inside and not run.branches:  # one sampler's rule asks the models
+            base = {name: StackRule(each.method) for name, each in inside.items()}
             run.branches = {(name, "", 0): rule for name, rule in base.items()}
         track.lane = self.method.make_lane(
             track.places, track.begin, base, track.stepper, self.scope

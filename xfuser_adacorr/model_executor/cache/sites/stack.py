@@ -137,7 +137,7 @@ class StackSite:
     ) -> Any:
         self._notice(run, key, args, kwargs)
         stack = self.stacks.get(key[0])
-        if stack is not None and not run.branches:
+        if isinstance(stack, Stack) and not run.branches:
             self._place_first(run, stack, args, kwargs)
         ahead = run.ahead()
         if stack is None or not ahead:

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 SEARCH_EVALUATIONS = 60
+SHORT_SEARCH = 12
+"""Schedules that are tried where a pipeline learns from its own generations."""
 GAP_POWERS = (1.0, 2.0)
 """Of a gap's cost, in the sums of two schedules to begin from."""
 
@@ -197,11 +199,6 @@ def find_course(
         neighbours=near_moves,
     )
     return _course(loop.follow(found.steps, everything=True)[0])
-
-
-def fitted_course(loop: ClosedLoop, count: int) -> Course:
-    """The best of the usual schedules of ``count`` steps, fitted, without a search."""
-    return find_course(loop, count, len(starting_schedules(loop, count)))
 
 
 def starting_schedules(loop: ClosedLoop, count: int, given: Sequence[Steps] = ()) -> list[Steps]:

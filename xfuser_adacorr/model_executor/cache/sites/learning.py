@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from xfuser_adacorr.model_executor.cache.calibration.learned import fitted_course
+from xfuser_adacorr.model_executor.cache.calibration.learned import SHORT_SEARCH, find_course
 from xfuser_adacorr.model_executor.cache.calibration.learned_runs import ClosedLoop
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import (
     Plan,
@@ -133,7 +133,7 @@ class LearningSite(SamplerSite):
                 sampler=first.places.sampler,
                 times=tuple(loop.times),
                 guidance_scale=None,  # what is learned serves any, other than a stated PSNR
-                courses=(fitted_course(loop, count),),
+                courses=(find_course(loop, count, SHORT_SEARCH),),
                 settings={"versions": package_versions()},
             )
             known = self.method.bound.file.plans if self.method.bound is not None else ()

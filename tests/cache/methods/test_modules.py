@@ -8,7 +8,7 @@ from diffusers import FluxTransformer2DModel
 
 from tests.pipelines.dit import build
 from tests.tiny import make_tiny_flux
-from tests.tiny_families import make_stdit3
+from tests.tiny_families import BY_NAME, make_stdit3, sample_in
 from xfuser_adacorr import Auto, cache_summary, disable_cache, enable_cache
 from xfuser_adacorr.config import MODULE_METHODS, method_named
 from xfuser_adacorr.model_executor.cache.calibration.eoc import fit_eoc, sources
@@ -179,6 +179,24 @@ def _uncached(sampler, steps):
     x = sampler.run(steps, guidance=2.0)
     enable_cache(sampler.transformer, FORA(interval=1), scheduler=sampler.scheduler)
     return x
+
+
+@pytest.mark.parametrize("family", ["pixart", "opensora"])
+def test_other_models_reuse_all_or_nothing(family):
+    """Cross-attention and space-time blocks; on a bare model that is told its steps."""
+    tiny = BY_NAME[family]
+    model = tiny.make()
+    x = torch.randn(2, *tiny.shape, generator=torch.Generator().manual_seed(0))
+    full = [sample_in(model(**tiny.inputs(x, t))) for t in (900, 600, 300, 50)]
+    enable_cache(model, FORA(interval=3, num_steps=4))
+    outputs = [sample_in(model(**tiny.inputs(x, t))) for t in (900, 600, 300, 50)]
+    calls = cache_summary(model).trace.calls
+    disable_cache(model)
+    assert [call.refreshed for call in calls] == [True, False, False, True]
+    assert {call.modules for call in calls} == {len(find_modules(model))}
+    assert [call.modules_run for call in calls[1:3]] == [0, 0]
+    assert torch.equal(outputs[0], full[0]) and torch.equal(outputs[3], full[3])
+    assert not torch.equal(outputs[1], full[1])
 
 
 # -- L2C -----------------------------------------------------------------------------------------
@@ -487,6 +505,11 @@ def test_goc_goes_on_as_the_last_outputs_did(pipe):
     assert len(seen) == 5  # 0, 1, 3, 5, 7
     assert torch.allclose(used[4], seen[2] + 1.2 * (used[3] - used[2]))
     assert torch.equal(used[6], seen[3])
+
+
+def test_goc_acts_on_steps_that_reuse(pipe):
+    """By default it is not what FORA is."""
+    assert not (cached(pipe, GOC(interval=2))[0] == cached(pipe, FORA(interval=2))[0]).all()
 
 
 # -- corrected -----------------------------------------------------------------------------------

@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 
 from torch.utils import _pytree as pytree
 
+from xfuser_adacorr.model_executor.cache.step import Step
+
 from .fora import FORA, EveryNth
 from .modular import ModuleState
 from .options import check_number
 
-FIRST_CORRECTED = 3
+LAST_CORRECTED = 3
+"""Steps that are left after the last corrected one, at least."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +29,7 @@ class GOC(FORA):
     factor: float = 1.2
     """k >= 0; 1.2 is published on FORA."""
     corrected_steps: Sequence[int] | None = None
-    """Indices of the corrected steps; None: every second one from step 3 on."""
+    """Indices of the corrected steps; None: all that reuse, but for those near the end."""
 
     def __post_init__(self) -> None:
         FORA.__post_init__(self)
@@ -49,10 +52,10 @@ class Continued(EveryNth):
         super().__init__(interval)
         self.factor, self.steps = factor, steps
 
-    def corrects(self, index: int) -> bool:
+    def corrects(self, step: Step) -> bool:
         if self.steps is not None:
-            return index in self.steps
-        return index >= FIRST_CORRECTED and index % 2 == 1
+            return step.index in self.steps
+        return step.remaining - 1 >= LAST_CORRECTED
 
     def run_block(self, state: ModuleState, call: Any, decision: Any) -> Any:
         out = EveryNth.run_block(self, state, call, decision)
@@ -63,6 +66,6 @@ class Continued(EveryNth):
     def reused(self, state: ModuleState, call: Any) -> Any:
         cached = state.outputs[call.key]
         one, two = state.notes[call.key]
-        if two is None or not self.corrects(state.step.index):
+        if two is None or not self.corrects(state.step):
             return cached
         return pytree.tree_map(lambda f, a, b: f + self.factor * (a - b), cached, one, two)

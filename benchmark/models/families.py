@@ -138,6 +138,13 @@ def _call_sd(pipe: Any, asked: Request) -> dict[str, Any]:
     }
 
 
+def _call_sd3(pipe: Any, asked: Request) -> dict[str, Any]:
+    return {
+        **_call_sd(pipe, asked),
+        "max_sequence_length": 1 if pipe.text_encoder_3 is None else 256,
+    }
+
+
 FAMILIES = {
     "flux": BenchmarkFamily(
         pipeline_class="diffusers.FluxPipeline",
@@ -199,6 +206,17 @@ FAMILIES = {
         solvers_note="second order, from the timestep at which the uncached run starts, which for "
         "DDIM depends on the number of steps",
         ode=Ode(solver=DPM_SOLVER, steps=200, per_step_count=True),
+        judging=judging.single_objects,
+    ),
+    "sd3": BenchmarkFamily(
+        pipeline_class="diffusers.StableDiffusion3Pipeline",
+        steps=28,
+        call=_call_sd3,
+        picture_size=_side,
+        guidance_scale=3.0,
+        solvers=(EULER, DPM_SOLVER),
+        solvers_note="second order, flow prediction, same time shift",
+        ode=Ode(solver=DPM_SOLVER, steps=100),
         judging=judging.single_objects,
     ),
 }

@@ -103,10 +103,10 @@ class FluxBatch:
     """One step's tensors."""
 
     noisy: torch.Tensor
-    """x_sigma = (1 - sigma) x_0 + sigma noise, [B, 64, 4 C]."""
+    """x_sigma = (1 - sigma) x_0 + sigma noise, [B, 64, 4 C]; of SD3 not packed, [B, C, 16, 16]."""
 
     velocity: torch.Tensor
-    """The target, noise - x_0, [B, 64, 4 C]."""
+    """The target, noise - x_0, of the same shape."""
 
     sigma: torch.Tensor
     """Noise levels in (0, 1), [B]."""
@@ -126,7 +126,7 @@ class FluxExamples:
     """Encoded pictures with the token ids of their prompts."""
 
     latents: torch.Tensor
-    """Packed latents, float16 [N, 64, 4 C]."""
+    """Packed latents, float16 [N, 64, 4 C]; of SD3 as they are, [N, C, 16, 16]."""
 
     ids: tuple[torch.Tensor, torch.Tensor]
     """CLIP and T5 token ids, each [N, 24]."""
@@ -148,7 +148,7 @@ class FluxExamples:
         noise = torch.randn(clean.shape, generator=generator)
         sigma = sample_sigmas(size, generator)
         return FluxBatch(
-            noisy=torch.lerp(clean, noise, sigma.view(-1, 1, 1)).to(device),
+            noisy=torch.lerp(clean, noise, sigma.view(-1, *[1] * (clean.ndim - 1))).to(device),
             velocity=(noise - clean).to(device),
             sigma=sigma.to(device),
             positions=image_ids(16, 16).to(device),

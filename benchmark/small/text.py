@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 TEXT_WIDTH = 64
 
 
-def build_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """An untrained T5 encoder of 2 layers and width 64 for the tokenizer's vocabulary."""
+def build_t5_encoder(tokenizer: T5Tokenizer, width: int = TEXT_WIDTH) -> T5EncoderModel:
+    """An untrained T5 encoder of 2 layers for the tokenizer's vocabulary."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
-            d_model=TEXT_WIDTH,
+            d_model=width,
             d_kv=16,
-            d_ff=4 * TEXT_WIDTH,
+            d_ff=4 * width,
             num_layers=2,
             num_heads=4,
             dropout_rate=0.0,

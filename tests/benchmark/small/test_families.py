@@ -5,7 +5,12 @@ import json
 
 import pytest
 import torch
-from diffusers import DiTPipeline, PixArtSigmaPipeline
+from diffusers import (
+    DiTPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
 
 from benchmark.small import training
 from benchmark.small.autoencoder import absorb_shift, build_autoencoder, encode_pictures
@@ -38,8 +43,14 @@ from benchmark.small.text import encode_masked, label_loss, tokenise_t5
 from benchmark.small.training import train
 from xfuser_adacorr.models import OpenSoraPipeline
 
-NEW = ("pixart", "dit", "opensora")
-CLASS = {"pixart": PixArtSigmaPipeline, "dit": DiTPipeline, "opensora": OpenSoraPipeline}
+NEW = ("pixart", "dit", "opensora", "sd", "sd3")
+CLASS = {
+    "pixart": PixArtSigmaPipeline,
+    "dit": DiTPipeline,
+    "opensora": OpenSoraPipeline,
+    "sd": StableDiffusionPipeline,
+    "sd3": StableDiffusion3Pipeline,
+}
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +184,8 @@ def test_an_untrained_noise_predictor_returns_its_latents(pipelines):
         assert sample.shape == (3, 16, 16, 16)
         assert (sample[:, :8] - latents).square().mean().sqrt() < 0.06
         assert not sample[:, 8:].any()
+    unet = pipelines["sd"].unet(latents, timesteps, torch.randn(3, 24, 64)).sample
+    assert (unet - latents).square().mean().sqrt() < 0.06
 
 
 def test_an_untrained_video_transformer_predicts_zero(pipelines):
@@ -323,7 +336,7 @@ def test_an_interrupted_training_resumes_exactly(vae, tmp_path, monkeypatch):
 
 def test_an_unknown_family_raises():
     with pytest.raises(ValueError, match="one of flux"):
-        small_family("sd3")
+        small_family("sd4")
 
 
 def test_the_training_record_shows_sizes_losses_and_accuracy(pipelines):

@@ -17,8 +17,8 @@ HAND_MADE = {
     16: (0, 1, 2, 4, 16, 32),
 }
 """Computed steps of 50, by the paper's interval N."""
-RIDGE = 1e-5
-"""Of the mean diagonal of the Gram matrix."""
+EPOCHS, RATE = 200, 0.01
+"""Of the paper's training by Adam."""
 
 
 def hand_made(interval: int, steps: int) -> tuple[int, ...]:
@@ -37,13 +37,33 @@ def schedule(options: dict[str, Any], steps: int) -> tuple[int, ...]:
     return even(math.ceil(options["share"] * steps), steps)
 
 
-def causal_ridge(gram: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
+def trained_weights(gram: np.ndarray, epochs: int = EPOCHS, rate: float = RATE) -> np.ndarray:
     """W [T, T], lower triangular without its diagonal: ``F_t ~ sum over j < t of W[t, j] F_j``.
 
-    Least squares of every step on all earlier ones of true trajectories.
+    The paper's training: Adam on the mean square of all one-step forecasts of true trajectories,
+    from reuse of the last output. All samples are one batch, so that their Gram matrix is enough.
 
     Args:
-        gram: [T, T], sums of ``F_i F_j`` over elements and samples.
+        gram: [T, T], mean products of the outputs' elements.
+    """
+    gram = gram / gram.diagonal().mean()
+    earlier = np.tri(len(gram), k=-1)
+    weights = np.eye(len(gram), k=-1)
+    mean, square = np.zeros_like(gram), np.zeros_like(gram)
+    for step in range(1, epochs + 1):
+        gradient = 2 * (weights @ gram - gram) * earlier
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        move = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        weights = weights - rate * move * earlier
+    return weights
+
+
+def causal_ridge(gram: np.ndarray, ridge: float) -> np.ndarray:
+    """The same in closed form: least squares of every step on all earlier ones.
+
+    Args:
+        gram: [T, T], mean products of the outputs' elements.
         ridge: of the mean diagonal of each system.
     """
     weights = np.zeros_like(gram)
@@ -57,7 +77,7 @@ def causal_ridge(gram: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
 class L2P:
     """
     Args:
-        weights: [T, T], `causal_ridge`.
+        weights: [T, T], `trained_weights` or `causal_ridge`.
         steps: that are computed.
     """
 
@@ -84,9 +104,11 @@ def _make(options: dict[str, Any], run: Any) -> L2P:
 
 def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> list[list[float]]:
     gram = samples.gram(steps, options.get("raw", False))[steps + 1 :, steps + 1 :]
-    return causal_ridge(gram).tolist()
+    if "ridge" in options:
+        return causal_ridge(gram, options["ridge"]).tolist()
+    return trained_weights(gram).tolist()
 
 
 ENABLE = {"L2P": enabled_policy(_make)}
-CALIBRATE = {"L2P": (_calibrate, ("raw",))}
+CALIBRATE = {"L2P": (_calibrate, ("ridge", "raw"))}
 """By method: (samples, options, steps) -> what is kept, and the options that it depends on."""

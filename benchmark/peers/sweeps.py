@@ -95,7 +95,8 @@ def _spectrum(thresholds: Sequence[float], steps: int) -> Settings:
 
 
 def _l2p(thresholds: Sequence[float], steps: int) -> Settings:
-    return [*_over("interval", (6, 7, 8, 10, 16)), *_over("share", SHARES)]
+    closed_form = [{"share": share, "ridge": 1e-3} for share in SHARES]
+    return [*_over("interval", (6, 7, 8, 10, 16)), *_over("share", SHARES), *closed_form]
 
 
 def _di_cache(thresholds: Sequence[float], steps: int) -> Settings:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmark.models.families import FAMILIES
 from benchmark.peers.restoring import restored
-from benchmark.peers.sampler_step import Steps, Walk
+from benchmark.peers.sampler_step import Steps, Walk, predicts_velocity
 from benchmark.run.generate import make_picture, prepared
 from benchmark.run.rows import uncached_row
 from benchmark.run.store import read_json, write_json
@@ -103,6 +103,11 @@ class Samples:
             raw: whether the outputs are the model's own, and not velocities.
         """
         return np.array(self._trajectories(steps, raw)["gram"])
+
+    @property
+    def flow(self) -> bool:
+        """Whether the model predicts velocities, and not noise."""
+        return predicts_velocity(self.pipe.scheduler)
 
     def times(self, steps: int) -> list[float]:
         """t of all steps and of the end."""

@@ -13,7 +13,7 @@ from benchmark.peers import bag, di_cache, tc_pade
 from benchmark.peers.bud_cache import first_mask
 from benchmark.peers.dp_cache import path_costs, taylor_weights
 from benchmark.peers.easy_cache import EasyCache, LazyCache
-from benchmark.peers.l2p import HAND_MADE, L2P, causal_ridge, even, hand_made
+from benchmark.peers.l2p import HAND_MADE, L2P, causal_ridge, even, hand_made, trained_weights
 from benchmark.peers.mean_cache import MeanCache, edge_costs, edge_weights
 from benchmark.peers.olss import fitted, longest_jumps, project, searched_path
 from benchmark.peers.paths import annealed_mask, cheapest_path, cheapest_path_of_pairs
@@ -117,6 +117,24 @@ def test_l2p_solves_a_causal_ridge_for_every_step():
         assert np.allclose(weights[t, :t], np.linalg.lstsq(stacked, aim, rcond=None)[0])
 
 
+def test_l2p_is_trained_by_adam_on_all_one_step_forecasts():
+    outputs = torch.randn(6, 40, dtype=torch.float64)
+    outputs = outputs / outputs.square().mean().sqrt()
+    earlier = torch.tril(torch.ones(6, 6, dtype=torch.float64), diagonal=-1)
+    weights = torch.diag(torch.ones(5, dtype=torch.float64), diagonal=-1).requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=0.01)
+    with torch.enable_grad():
+        for _ in range(30):
+            forecast = (weights * earlier) @ outputs
+            loss = (forecast - outputs)[1:].square().mean(1).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    gram = (outputs @ outputs.T / 40).numpy()
+    expected = (weights.detach() * earlier).numpy()
+    assert np.allclose(trained_weights(gram, epochs=30), expected, atol=1e-6)
+
+
 def test_l2p_s_forecasts_enter_its_history():
     weights = np.array([[0, 0, 0], [2, 0, 0], [1, 3, 0]], dtype=float)
     policy, walk = L2P(weights, (0,)), flow_walk()
@@ -195,7 +213,7 @@ def test_meancache_s_average_velocity_is_the_paper_s():
 def test_meancache_s_edge_cost_is_the_distance_from_the_true_average_velocity():
     steps = 8
     vectors, gram, times = trajectories(steps)
-    costs, spans = edge_costs(gram, times)
+    costs, spans = edge_costs(gram, times, [2.0] * (steps + 1))
     y, v = vectors[: steps + 1], vectors[steps + 1 :]
     start, stop = 4, 7
     true = (y[stop] - y[start]) / (times[stop] - times[start])
@@ -205,7 +223,7 @@ def test_meancache_s_edge_cost_is_the_distance_from_the_true_average_velocity():
         back = start - span
         average = v[start] + w["v_back"] * v[back] + w["moved"] * (y[start] - y[back])
         errors.append(np.sqrt(np.mean((average - true) ** 2)))
-    assert costs[start, stop] == pytest.approx(min(errors), rel=1e-6)
+    assert costs[start, stop] == pytest.approx(2 * min(errors), rel=1e-6)
     assert spans[start, stop] == 1 + np.argmin(errors)
     assert not costs.diagonal(1).any()
 

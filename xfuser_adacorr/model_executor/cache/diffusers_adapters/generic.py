@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .family import STARTING_THRESHOLDS, BlockList, ModelFamily, Streams, forward_signature
+from .family import (
+    STARTING_THRESHOLDS,
+    BlockList,
+    ModelFamily,
+    Streams,
+    bind_arguments,
+    forward_signature,
+)
 
 BLOCK_LISTS = (
     "transformer_blocks",
@@ -72,6 +79,15 @@ def infer_family(transformer: nn.Module) -> ModelFamily:
         thresholds=STARTING_THRESHOLDS,
         full_noise_timestep=full_noise_timestep(transformer),
     )
+
+
+def timestep_fraction(transformer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """The timestep of a call over that at pure noise, read from the device; None if it has none."""
+    arguments = bind_arguments(transformer, args, kwargs)
+    given = [arguments[name] for name in TIMESTEPS if arguments.get(name) is not None]
+    if not given:
+        return None
+    return float(torch.as_tensor(given[0]).amax()) / full_noise_timestep(transformer)
 
 
 def _block_attributes(transformer: nn.Module) -> list[str]:

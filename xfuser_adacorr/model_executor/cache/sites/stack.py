@@ -179,11 +179,9 @@ class StackSite:
     def _place_first(self, run: Run, stack: Stack, args: tuple, kwargs: dict) -> None:
         """Tell samplers that do not know it where the run begins (image-to-image)."""
         unplaced = [track for track in run.tracks.values() if track.known_begin is None]
-        if unplaced:
-            family, arguments = stack.family, bind_arguments(stack.model, args, kwargs)
-            timestep = float(torch.as_tensor(arguments[family.timestep]).amax())
+        if unplaced and (fraction := timestep_fraction(stack.model, args, kwargs)) is not None:
             for track in unplaced:
-                track.place_first(timestep / family.full_noise_timestep)
+                track.place_first(fraction)
 
     def answer_step(
         self,

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
-    ModelFamily,
-    bind_arguments,
-)
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import ModelFamily
+from xfuser_adacorr.model_executor.cache.diffusers_adapters.generic import timestep_fraction
 from xfuser_adacorr.model_executor.cache.engine import decide
 from xfuser_adacorr.model_executor.cache.inputs import Inputs, records_gradients
 from xfuser_adacorr.model_executor.cache.intercept import intercept, release
@@ -137,7 +135,7 @@ class StackSite:
     ) -> Any:
         self._notice(run, key, args, kwargs)
         stack = self.stacks.get(key[0])
-        if isinstance(stack, Stack) and not run.branches:
+        if stack is not None and not run.branches:
             self._place_first(run, stack, args, kwargs)
         ahead = run.ahead()
         if stack is None or not ahead:

@@ -121,24 +121,24 @@ def _make(options: dict[str, Any], run: Any) -> BAG:
 
 def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> dict[str, Any]:
     """One gate for all budgets, from masks searched for each of a few prompts."""
-    inputs, labels, raw = [], [], options.get("raw", False)
+    inputs, labels = [], []
     for share in SHARES:
         computed = math.ceil(share * steps)
         start, forced = first_mask(computed, steps)
         for prompt in range(PROMPTS):
             score = samples.remembered(
-                f"bag-{'raw-' if raw else ''}{computed}-of-{steps}-{prompt}",
+                f"bag-{computed}-of-{steps}-{prompt}",
                 lambda mask, prompt=prompt: samples.end_error(
-                    lambda: Reuse(mask), steps, prompt, raw
+                    lambda: Reuse(mask), steps, prompt, raw=True
                 ),
             )
             mask = annealed_mask(score, start, steps, ITERATIONS, forced)
             policy = BAG(None, computed, mask)
-            samples.end_error(lambda policy=policy: policy, steps, prompt, raw)
+            samples.end_error(lambda policy=policy: policy, steps, prompt, raw=True)
             inputs += policy.inputs
             labels += [float(step in mask) for step in range(1, steps)]
     return trained_gate(torch.tensor(inputs), torch.tensor(labels))
 
 
-ENABLE = {"BAG": enabled_policy(_make)}
-CALIBRATE = {"BAG": (_calibrate, ("raw",))}
+ENABLE = {"BAG": enabled_policy(_make, raw=True)}
+CALIBRATE = {"BAG": (_calibrate, ())}

@@ -44,13 +44,12 @@ def _make(options: dict[str, Any], run: Any) -> Reuse:
 def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> list[int]:
     """On one prompt, as published."""
     start, forced = first_mask(budget(options, steps), steps)
-    raw = options.get("raw", False)
     score = samples.remembered(
-        f"budcache-{'raw-' if raw else ''}{len(start)}-of-{steps}",
-        lambda mask: samples.end_error(lambda: Reuse(mask), steps, 0, raw),
+        f"budcache-{len(start)}-of-{steps}",
+        lambda mask: samples.end_error(lambda: Reuse(mask), steps, 0, raw=True),
     )
     return list(annealed_mask(score, start, steps, ITERATIONS, forced))
 
 
-ENABLE = {"BudCache": enabled_policy(_make)}
-CALIBRATE = {"BudCache": (_calibrate, ("share", "raw"))}
+ENABLE = {"BudCache": enabled_policy(_make, raw=True)}
+CALIBRATE = {"BudCache": (_calibrate, ("share",))}

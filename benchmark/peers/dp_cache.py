@@ -82,10 +82,10 @@ def _make(options: dict[str, Any], run: Any) -> DPCache:
 
 
 def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> list[int]:
-    gram = samples.gram(steps, options.get("raw", False))[steps + 1 :, steps + 1 :]
+    gram = samples.gram(steps, True)[steps + 1 :, steps + 1 :]
     costs = path_costs(gram, options["order"])
     return list(cheapest_path_of_pairs(costs, budget(options, steps)))
 
 
-ENABLE = {"DPCache": enabled_policy(_make)}
-CALIBRATE = {"DPCache": (_calibrate, ("share", "order", "raw"))}
+ENABLE = {"DPCache": enabled_policy(_make, raw=True)}
+CALIBRATE = {"DPCache": (_calibrate, ("share", "order"))}

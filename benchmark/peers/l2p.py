@@ -103,12 +103,12 @@ def _make(options: dict[str, Any], run: Any) -> L2P:
 
 
 def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> list[list[float]]:
-    gram = samples.gram(steps, options.get("raw", False))[steps + 1 :, steps + 1 :]
+    gram = samples.gram(steps, True)[steps + 1 :, steps + 1 :]
     if "ridge" in options:
         return causal_ridge(gram, options["ridge"]).tolist()
     return trained_weights(gram).tolist()
 
 
-ENABLE = {"L2P": enabled_policy(_make)}
-CALIBRATE = {"L2P": (_calibrate, ("ridge", "raw"))}
+ENABLE = {"L2P": enabled_policy(_make, raw=True)}
+CALIBRATE = {"L2P": (_calibrate, ("ridge",))}
 """By method: (samples, options, steps) -> what is kept, and the options that it depends on."""

@@ -106,5 +106,5 @@ def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> dict[str, A
     return {"path": list(path), "spans": [int(spans[edge]) for edge in edges]}
 
 
-ENABLE = {"MeanCache": enabled_policy(_make)}
+ENABLE = {"MeanCache": enabled_policy(_make, raw=False)}
 CALIBRATE = {"MeanCache": (_calibrate, ("share", "exponent"))}

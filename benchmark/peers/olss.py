@@ -97,5 +97,5 @@ def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> dict[str, A
     return {"path": path, "weights": fitted(gram, steps, path)}
 
 
-ENABLE = {"OLSS": enabled_policy(_make)}
+ENABLE = {"OLSS": enabled_policy(_make, raw=False)}
 CALIBRATE = {"OLSS": (_calibrate, ("share",))}

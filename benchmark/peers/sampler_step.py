@@ -202,12 +202,12 @@ class _Stepped(SimpleNamespace):
 
 
 def enabled_policy(
-    make: Callable[[dict[str, Any], Any], Any], raw: bool = False
+    make: Callable[[dict[str, Any], Any], Any], raw: bool
 ) -> Callable[..., Callable[[], None]]:
     """(pipeline, options, run) -> what ends it, for a policy ``make(options, run)``."""
 
     def enable(pipe: Any, options: dict[str, Any], run: Any) -> Callable[[], None]:
-        Steps(pipe, lambda: make(options, run), raw=options.get("raw", raw))
+        Steps(pipe, lambda: make(options, run), raw=raw)
         return lambda: None  # the scheduler and the denoisers are restored
 
     return enable

@@ -52,7 +52,6 @@ class Spectrum:
         degree: int = 4,
         ridge: float = 0.1,
         blend: float = 1.0,
-        raw: bool = False,
     ) -> None:
         self.warm_up, self.growth, self.window = warm_up, growth, window
         self.degree, self.ridge, self.blend = degree, ridge, blend
@@ -81,4 +80,4 @@ def _make(options: dict[str, Any], run: Any) -> Spectrum:
     return Spectrum(**options)
 
 
-ENABLE = {"Spectrum": enabled_policy(_make)}
+ENABLE = {"Spectrum": enabled_policy(_make, raw=True)}

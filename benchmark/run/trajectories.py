@@ -79,6 +79,7 @@ class Samples:
             return run.policy, ended[0]
 
     def _trajectories(self, steps: int, raw: bool) -> dict[str, Any]:
+        raw = raw and not self.flow  # there both are the same
         if (steps, raw) not in self._kept:
             path = self._path(f"trajectories{'-raw' if raw else ''}-{steps}")
             if not path.is_file():

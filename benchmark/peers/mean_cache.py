@@ -26,9 +26,7 @@ def edge_weights(times: Sequence[float], start: int, stop: int, span: int) -> di
     return {"v": 1.0, "v_back": -ahead / back, "moved": ahead / back**2}
 
 
-def edge_costs(
-    gram: np.ndarray, times: Sequence[float], scales: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+def edge_costs(gram: np.ndarray, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Of every edge the least error of its average velocity, and the span that gives it.
 
     Both are [T + 1, T + 1]; an error is the root of the mean square over true trajectories.
@@ -36,7 +34,6 @@ def edge_costs(
     Args:
         gram: of latents y_0 to y_T and velocities v_0 to v_{T-1}, of mean squares.
         times: of the steps and the end.
-        scales: of the errors of edges that begin at each step.
     """
     steps = len(times) - 1
     costs, spans = np.zeros((steps + 1, steps + 1)), np.ones((steps + 1, steps + 1), dtype=int)
@@ -55,7 +52,7 @@ def edge_costs(
                 error[stop] -= 1 / gone
                 error[start] += 1 / gone
                 found.append(float(np.sqrt(max(error @ gram @ error, 0.0))))
-            costs[start, stop] = scales[start] * min(found)
+            costs[start, stop] = min(found)
             spans[start, stop] = 1 + int(np.argmin(found))
     return costs, spans
 
@@ -97,10 +94,10 @@ def _make(options: dict[str, Any], run: Any) -> MeanCache:
 
 
 def _calibrate(samples: Any, options: dict[str, Any], steps: int) -> dict[str, Any]:
-    """An error counts as it does in the model's output, of which a predicted noise has 1 - t."""
     times = samples.times(steps)
-    scales = [1.0 if samples.flow else 1.0 - t for t in times]
-    costs, spans = edge_costs(samples.gram(steps, False), times, scales)
+    costs, spans = edge_costs(samples.gram(steps, False), times)
+    if not samples.flow:  # a predicted noise tells the velocity badly at high noise
+        costs = costs * np.abs(np.subtract.outer(times, times))
     path = cheapest_path(costs ** options["exponent"], budget(options, steps))
     edges = zip(path, (*path[1:], steps), strict=True)
     return {"path": list(path), "spans": [int(spans[edge]) for edge in edges]}

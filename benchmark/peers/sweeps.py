@@ -95,22 +95,21 @@ def _spectrum(thresholds: Sequence[float], steps: int) -> Settings:
 
 
 def _l2p(thresholds: Sequence[float], steps: int) -> Settings:
-    closed_form = [{"share": share, "ridge": 1e-3} for share in SHARES]
-    return [*_over("interval", (6, 7, 8, 10, 16)), *_over("share", SHARES), *closed_form]
+    return [*_over("interval", (6, 7, 8, 10, 16)), *_over("share", SHARES)]
 
 
 def _di_cache(thresholds: Sequence[float], steps: int) -> Settings:
-    tried = (0.1, 0.2, 0.8, 1.6, 3.2)
+    tried = (0.1, 0.2, 0.8)
     return [
         *({"threshold": threshold, "retained": 0.2} for threshold in tried),
-        *({"threshold": threshold, "retained": 0.0} for threshold in (0.2, 0.4, 0.8, 1.6)),
+        *({"threshold": threshold, "retained": 0.0} for threshold in (0.05, 0.1, 0.2, 0.4, 0.8)),
     ]
 
 
 def _tc_pade(thresholds: Sequence[float], steps: int) -> Settings:
     return [
-        {"interval": interval, "turn": turn, "start": 2 if steps <= 30 else 4}
-        for turn in (1.4, 0.6)
+        {"interval": interval, "turn": 1.4, "start": 2 if steps <= 30 else 4, "tilt": tilt}
+        for tilt in (0.1, 0.0)
         for interval in (2, 3, 4, 6)
     ]
 
@@ -143,8 +142,8 @@ _SETTINGS: dict[str, Callable[[Sequence[float], int], Settings]] = {
     "paper:OLSS": _budgets(),
     "paper:BudCache": _budgets(),
     "paper:BAG": _budgets(),
-    "paper:EasyCache": lambda thresholds, steps: _over("threshold", (0.05, 0.1, 0.4, 0.8)),
-    "paper:LazyCache": lambda thresholds, steps: _over("threshold", (0.05, 0.1, 0.4, 0.8)),
+    "paper:EasyCache": lambda thresholds, steps: _over("threshold", (0.05, 0.1, 0.4, 0.8, 1.6)),
+    "paper:LazyCache": lambda thresholds, steps: _over("threshold", (0.05, 0.1, 0.4, 0.8, 1.6)),
     "paper:DiCache": _di_cache,
     "paper:TCPade": _tc_pade,
     "xfuser:teacache": lambda thresholds, steps: _over("rel_l1_thresh", (0.25, 0.4, 0.6, 0.8, 1.2)),

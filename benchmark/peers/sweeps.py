@@ -108,8 +108,8 @@ def _di_cache(thresholds: Sequence[float], steps: int) -> Settings:
 
 def _tc_pade(thresholds: Sequence[float], steps: int) -> Settings:
     return [
-        {"interval": interval, "turn": 1.4, "start": 2 if steps <= 30 else 4, "tilt": tilt}
-        for tilt in (0.1, 0.0)
+        {"interval": interval, "turn": turn, "start": 2 if steps <= 30 else 4}
+        for turn in (1.4, 0.6)
         for interval in (2, 3, 4, 6)
     ]
 

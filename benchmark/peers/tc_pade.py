@@ -28,21 +28,20 @@ def weighted(residuals: list[Tensor], newest: float) -> Tensor:
     return newest * residuals[-1] + (1 - newest) * residuals[-2]
 
 
-def pade(residuals: list[Tensor], steady: bool, tilt: float = 0.1) -> Tensor:
-    """``(2 d R_n - d R_{n-1}) / (1 - tilt d)`` with ``d = exp(-5 |dR| / mean |R|)``, held near by.
+def pade(residuals: list[Tensor], steady: bool) -> Tensor:
+    """``(2 d R_n - d R_{n-1}) / (1 - 0.1 d)`` with ``d = exp(-5 |dR| / mean |R|)``, held near by.
 
     All is element by element. The forecast stays within ``max(|dR| / 2, mean |R| / 10)`` of
     ``0.6 R_n + 0.4 R_{n-1}``, and is blended with that by ``0.7 d + 0.3``.
 
     Args:
         steady: whether the trajectory does not turn; else the denominator is 1.
-        tilt: of the denominator.
     """
     newest, before = residuals[-1], residuals[-2]
     change = (newest - before).abs()
     size = 0.5 * (newest.abs() + before.abs())
     damping = torch.exp(-5.0 * change / (size + EPSILON))
-    forecast = damping * (2 * newest - before) / (1 - tilt * damping * float(steady))
+    forecast = damping * (2 * newest - before) / (1 - 0.1 * damping * float(steady))
     middle = weighted(residuals, 0.6)
     reach = torch.maximum(0.5 * change, 0.1 * size)
     forecast = middle + (forecast - middle).clamp(-reach, reach)
@@ -57,17 +56,12 @@ class TCPade:
         turn: steps are computed where the last residuals turn by this or more (`turning`).
         start: first step that may be skipped is the next one.
         steps: of the run; the last one is computed.
-        tilt: of the denominator. The published 0.1 makes a steady residual a tenth longer, which a
-            large model's last normalisation takes out again.
     """
 
     depth = 0
 
-    def __init__(
-        self, *, interval: int, turn: float, start: int, steps: int, tilt: float = 0.1
-    ) -> None:
+    def __init__(self, *, interval: int, turn: float, start: int, steps: int) -> None:
         self.interval, self.turn, self.start, self.steps = interval, turn, start, steps
-        self.tilt = tilt
         self.residuals: list[Tensor] = []
         self.input: Tensor | None = None
 
@@ -87,7 +81,7 @@ class TCPade:
         """By thirds: no slope at first, the rational forecast, and more of the change at last."""
         if step <= 0.3 * self.steps:
             return weighted(self.residuals, 0.9)
-        found = pade(self.residuals, self.steady(), self.tilt)
+        found = pade(self.residuals, self.steady())
         if step <= 0.8 * self.steps:
             return found
         return found + 0.3 * (self.residuals[-1] - self.residuals[-2])

@@ -11,8 +11,8 @@ from benchmark.peers.paths import SHARES, Mask, annealed_mask, budget
 from benchmark.peers.sampler_step import Walk, enabled_policy
 
 HIDDEN = 24
-PROMPTS = 4
-ITERATIONS = 40
+PROMPTS = 3
+ITERATIONS = 30
 """Masks that the search of a prompt's own schedule tries, for each budget."""
 EPOCHS = 1500
 

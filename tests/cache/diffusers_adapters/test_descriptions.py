@@ -178,6 +178,9 @@ def test_a_family_without_a_default_asks_for_the_threshold(own_registry):
             super().__init__()
             self.blocks = nn.ModuleList([nn.Identity()])
 
+        def forward(self, x, t):
+            return self.blocks[0](x)
+
     families.register_family(described())
     with pytest.raises(ValueError, match="rel_l1_thresh must be given: family 'mine'"):
         enable_cache(Mine(), "Fb")

@@ -10,7 +10,16 @@ from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
 
 from tests.pipelines import CASES, run
 from tests.tiny import FluxSampler, make_tiny_flux
-from xfuser_adacorr import AdaCorrection, Auto, Fb, cache_summary, enable_cache, is_cache_enabled
+from xfuser_adacorr import (
+    AdaCorrection,
+    Auto,
+    Fb,
+    cache_summary,
+    enable_cache,
+    is_cache_enabled,
+    reset_cache,
+)
+from xfuser_adacorr.model_executor.cache.api import site_of
 
 STEPS = 10
 CASE = CASES["flux"]
@@ -121,6 +130,29 @@ def test_gradients_under_checkpointing_are_those_without_a_cache(method, bare):
         return model.x_embedder.weight.grad
 
     torch.testing.assert_close(gradients(True), gradients(False))
+
+
+@pytest.mark.parametrize(
+    "method", [*METHODS, Fb(threshold=0.5, correction=AdaCorrection())], ids=lambda each: each.name
+)
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_reset_while_the_model_runs_ends_the_run(method, at):
+    sampler = FluxSampler(make_tiny_flux())
+    model = sampler.transformer
+    enable_cache(model, method, scheduler=sampler.scheduler)
+    expected = sampler.run(STEPS, finish=False)
+    calls = []
+
+    def reset(module, args):
+        calls.append(1)
+        if len(calls) == at:
+            reset_cache(model)
+
+    handle = model.register_forward_pre_hook(reset)
+    assert sampler.run(STEPS, finish=False).isfinite().all()
+    handle.remove()
+    assert len(calls) >= at and not site_of(model).tracker.latest.slots
+    assert torch.equal(sampler.run(STEPS, finish=False), expected)
 
 
 @each_method

@@ -93,6 +93,8 @@ class SamplerSite:
         run.cost += executed
         if run.decision is not None and not run.decision.compute and fits:
             return slot.output
+        if run.finished:
+            return output
         run.gradients |= torch.is_grad_enabled() and requires_grad(output)
         run.made[key], run.slots[key] = True, Slot(output, inputs)
         return output
@@ -105,6 +107,8 @@ class SamplerSite:
         def answer(block: BlockCall, decision: Decision) -> Streams:
             if not decision.compute:
                 return block.streams
+            if run.finished:  # it was reset while the model ran
+                return block.run()
             return stack.method.run_block(run.branches[name, "", 0].state, block, decision)
 
         return stack.run(

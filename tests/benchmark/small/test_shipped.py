@@ -36,7 +36,7 @@ def test_pictures_show_what_was_asked_for(shipped):
     family, pipe = shipped
     benchmarked = FAMILIES[family.name]
     judge = load_judge(PIPELINES / benchmarked.judge, benchmarked.judging().judge_class)
-    steps, number = (10, 2) if family.clips else (20, 8)
+    steps, number = (10, 4) if family.clips else (20, 8)
     found = split_accuracy(family, pipe, judge, "test", steps, number=number, guidance_scale=3.0)
     assert found["attributes"] > LEAST_ATTRIBUTES[family.name]
 

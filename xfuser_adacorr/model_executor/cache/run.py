@@ -198,7 +198,11 @@ class _OfThread(threading.local):
 
     def __init__(self) -> None:
         self.seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-        """The timesteps that runs were begun with, by scheduler."""
+        """The timesteps that runs were begun with, by scheduler; weak references, both."""
+
+    def has_seen(self, scheduler: Any) -> bool:
+        known = self.seen.get(scheduler)
+        return known is not None and known() is scheduler.timesteps
 
 
 class RunTracker:
@@ -300,7 +304,7 @@ class RunTracker:
         check_alone(self.denoisers.values())
         self.latest = self._local.run = run = Run(new_trace(self._site.method))
         for scheduler in schedulers:
-            self._local.seen[scheduler] = scheduler.timesteps
+            self._local.seen[scheduler] = weakref.ref(scheduler.timesteps)
             run.tracks[id(scheduler)] = _new_track(scheduler)
 
     # -- calls and steps -------------------------------------------------------------------------
@@ -314,7 +318,7 @@ class RunTracker:
         fresh = [
             each
             for each in (*self._schedulers, *self._copies)
-            if each.timesteps is not None and local.seen.get(each) is not each.timesteps
+            if each.timesteps is not None and not local.has_seen(each)
         ]
         if fresh:
             self._begin(fresh)

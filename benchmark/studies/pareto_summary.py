@@ -246,7 +246,9 @@ def put_tables(page: Path, documents: Sequence[Document]) -> None:
         put_between(page, f"pareto {quantity}", summary_table(documents, quantity).markdown())
     put_between(page, "pareto median", median_table(documents).markdown())
     put_between(page, "pareto corrections", corrections_table(documents).markdown())
-    put_between(page, "pareto time", time_table(documents).markdown())
+    timed_runs = time_table(documents)
+    text = timed_runs.markdown() if timed_runs.cells else "No run was timed (`--latency`).\n"
+    put_between(page, "pareto time", text)
 
 
 def update_results(page: Path, directory: Path) -> None:

@@ -54,9 +54,18 @@ options = st.lists(st.sampled_from(sorted(VALUES)), max_size=4, unique=True).fla
 
 
 def names_an_option(error, given):
-    """Whether the message has the name of an option, given or missing."""
+    """Whether the message has the name of an option, given or missing, or of the method."""
     words = [*VALUES, *(ALIASES.get(name, name) for name in given)]
-    words += ["method", "trace", "calibration", "plan", "scheduler", "threshold", "codebook"]
+    words += [
+        *METHOD_CLASSES,
+        "method",
+        "trace",
+        "calibration",
+        "plan",
+        "scheduler",
+        "threshold",
+        "codebook",
+    ]
     return re.search("|".join(words), str(error)) is not None
 
 

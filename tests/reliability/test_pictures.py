@@ -56,6 +56,6 @@ def test_pictures_with_true_guidance_are_kept(parts, cls, more):
     kept = sampled(pipe, **more)
     summary = cache_summary(pipe)
     disable_cache(pipe)
-    assert summary.calls == 2 * summary.num_steps and summary.compute_fraction < 0.8
+    assert summary.calls == 2 * summary.num_steps and summary.compute_fraction < 0.9
     assert summary.computed_calls == 2 * summary.computed_steps
     assert psnr(kept, plain) > 50.0

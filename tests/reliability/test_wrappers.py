@@ -110,6 +110,6 @@ def test_data_parallel_wrappers_are_looked_through(method, outside):
     assert torch.equal(sampler.run(STEPS, finish=False), expected)
     assert cache_summary(wrapper).computed_steps == computed
     with pytest.raises(ValueError, match="already enabled"):
-        enable_cache(model if outside else wrapper, method, scheduler=sampler.scheduler)
+        enable_cache(wrapper, method, scheduler=sampler.scheduler)
     disable_cache(wrapper)
     assert not is_cache_enabled(model) and not is_cache_enabled(wrapper)

@@ -12,9 +12,9 @@ from benchmark.studies.soak_report import AVERAGED, WARMUP, counted, growth, ren
 
 def test_growth_is_from_after_the_warm_up_to_the_end():
     warm = [1000] * WARMUP
-    settled = [100] * AVERAGED + [104] * WARMUP + [110] * AVERAGED
+    settled = [100] * AVERAGED + [104] * 2 * WARMUP + [110] * AVERAGED
     assert growth([10] * WARMUP + settled) == pytest.approx(0.1)
-    assert growth(warm + [100] * 2 * AVERAGED) == 0.0
+    assert growth(warm + [100] * 2 * WARMUP) == 0.0
     assert growth([1, 2, 3]) == 0.0, "too few to tell"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any
 
+import torch
 from torch import nn
 
 Handler = Callable[..., Any]
@@ -30,6 +31,10 @@ class InterceptedCall:
 
 class InterceptedModel(InterceptedCall):
     """What an enabled model's class adds: it follows the pipeline's cache contexts."""
+
+    @torch.compiler.disable  # of a model compiled later, the cache is not a part of the graph
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
 
     @property
     def _cache_config(self) -> Any:

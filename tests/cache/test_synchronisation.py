@@ -29,7 +29,8 @@ def test_at_most_one_read_a_call(host_reads, name, bare):
     second = reads_per_call(sampler, host_reads)
     for before, after in zip(plain[1:], second[1:], strict=True):
         assert after - before <= 1
-    assert second[0] - plain[0] <= 2  # a new run: the schedule, and what the last run left unread
+    # a new run: the schedule, what the last run left unread, and where it begins if nobody tells
+    assert second[0] - plain[0] <= 3
     least = len(first) - 1
     if name == "Ada" and not bare:  # it reads what a computed call measured: one in 3 at least
         least = len(first) // 3

@@ -27,10 +27,10 @@ def test_committed_comparisons_show_their_fid_as_the_judges_distance(path):
 
 
 def test_committed_curves_keep_their_quantities():
-    document = read_results(RESULTS / "pareto_flux_28.json")
+    document = read_results(RESULTS / "pareto_flux_50.json")
     quantities = {entry["quantity"] for entry in document["at_fractions"]}
     assert "judge_distance" in quantities and "fid" not in quantities
-    old = read_json(RESULTS / "pareto_flux_28.json")["results"]
+    old = read_json(RESULTS / "pareto_flux_50.json")["results"]
     for row, before in zip(document["results"], old, strict=True):
         assert row["compute_fraction"] == before["total_compute_fraction"]
     (table,) = sweep_tables(document["results"])

@@ -22,7 +22,7 @@ from diffusers import (
 from tests.cached import computed
 from tests.samplers import FLOW, SCHEDULERS, Loop, linear_loop, relative_error
 from xfuser_adacorr import CacheConfig, Schedule, cache_summary, disable_cache, enable_cache
-from xfuser_adacorr.model_executor.cache import adacorrection
+from xfuser_adacorr.model_executor.cache import adacorrection, messages
 
 STEPS = 14
 LOOSE = CacheConfig(use_cache="Auto", adacorr_tolerance=0.3)
@@ -121,15 +121,15 @@ def test_runs_after_another_or_after_a_cancelled_one_are_equal(name):
 
 def run_with_warnings(loop, caplog, options):
     """Two equal runs, and the warnings that AdaCorrection gave."""
-    adacorrection.warn_once.cache_clear()
+    messages.warn_once.cache_clear()
     enable_cache(loop.transformer, LOOSE, scheduler=loop.scheduler)
-    with caplog.at_level(logging.WARNING, logger=adacorrection.__name__):
+    with caplog.at_level(logging.WARNING, logger=messages.__name__):
         runs = []
         for _ in range(2):
             torch.manual_seed(0)
             runs.append(loop.run(STEPS, step_options=options))
     assert torch.equal(*runs) and torch.isfinite(runs[0]).all()
-    return [r.getMessage() for r in caplog.records if r.name == adacorrection.__name__]
+    return [r.getMessage() for r in caplog.records if r.name == messages.__name__]
 
 
 @pytest.mark.parametrize(

@@ -189,12 +189,17 @@ def test_a_family_without_a_default_asks_for_the_threshold(own_registry):
 def test_a_family_registered_by_hand_replaces_a_built_in_one(monkeypatch):
     """Even if the built-in ones are imported later, which happens with the first look-up."""
     monkeypatch.setattr(families, "_FAMILIES", {})
-    built_in = described(transformer_class="PixArtTransformer2DModel")
+    pixart = {
+        "transformer_class": "PixArtTransformer2DModel",
+        "latents": "hidden_states",
+        "timestep": "timestep",
+    }
+    built_in = described(**pixart)
     monkeypatch.setattr(families, "import_module", lambda name: families.register_family(built_in))
     model = BY_NAME["pixart"].make()
     assert families.find_family(model) is built_in
     monkeypatch.setattr(families, "_FAMILIES", {})
-    mine = families.register_family(described(transformer_class="PixArtTransformer2DModel"))
+    mine = families.register_family(described(**pixart))
     assert families.find_family(model) is mine is not built_in
 
 

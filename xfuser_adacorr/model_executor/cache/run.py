@@ -70,7 +70,7 @@ class Track:
     returned: Tensor | None = None
     """Latents that the last step returned."""
     guessed_begin: int | None = None
-    """The run's first step, where the scheduler does not know it (`place_first`)."""
+    """The run's first step, where the scheduler has no word for it (`place_first`)."""
 
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What ``step`` is called with, by name."""
@@ -95,14 +95,9 @@ class Track:
         self.guessed_begin = 0 if length is None else self.places.nearest(fraction * length)
 
     @property
-    def known_begin(self) -> int | None:
-        """The step that a run begins with, as far as that is known before it is taken."""
-        found = getattr(self.stepper, "begin_index", None)
-        return self.guessed_begin if found is None else found
-
-    @property
     def begin(self) -> int:
-        return self.known_begin or 0
+        """The step that a run begins with, as far as that is known before it is taken."""
+        return getattr(self.stepper, "begin_index", self.guessed_begin) or 0
 
 
 @dataclass(slots=True)

@@ -175,8 +175,8 @@ class StackSite:
         run.slots[key] = Slot(None, inputs)
 
     def _place_first(self, run: Run, stack: Stack, args: tuple, kwargs: dict) -> None:
-        """Tell samplers that do not know it where the run begins (image-to-image)."""
-        unplaced = [track for track in run.tracks.values() if track.known_begin is None]
+        """Tell samplers that have no ``begin_index`` where the run begins (image-to-image)."""
+        unplaced = [t for t in run.tracks.values() if not hasattr(t.stepper, "begin_index")]
         if unplaced and (fraction := timestep_fraction(stack.model, args, kwargs)) is not None:
             for track in unplaced:
                 track.place_first(fraction)

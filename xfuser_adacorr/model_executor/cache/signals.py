@@ -61,12 +61,8 @@ def drift_sums(latents: Tensor, reference: Tensor) -> list[Tensor]:
 
     x are the ``latents`` as tokens (`latent_tokens`), x0 the ``reference``, tokens already.
     """
-    x = latent_tokens(latents).float()
-    return [
-        (x - reference).square().sum(),
-        reference.square().sum(),
-        x.std(dim=-1, unbiased=False).sum(),
-    ]
+    tokens = latent_tokens(latents)
+    return [*l2_sums(tokens, reference), token_std_sum(tokens)]
 
 
 def motion_sums(x: Tensor, num_frames: int) -> list[Tensor]:

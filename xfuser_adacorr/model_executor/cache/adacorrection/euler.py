@@ -66,7 +66,7 @@ class EulerRepair:
 
     def skip(self, original, arguments, step: Step, weights: LineWeights):
         """Step the sampler with the forecast that ``arguments`` hold; the next refresh pays."""
-        self._skipped.append((step.sigma, weights))
+        self.owe(step, weights)
         return original(**arguments)
 
     def refresh(self, original, arguments, step: Step, fresh: Tensor, forecast: Forecast):

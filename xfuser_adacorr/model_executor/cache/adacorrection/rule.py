@@ -17,6 +17,7 @@ from xfuser_adacorr.model_executor.cache.signals import (
     drift_sums,
     latent_tokens,
     ratio,
+    root_ratio,
     token_std_sum,
 )
 from xfuser_adacorr.model_executor.cache.step import Step
@@ -89,7 +90,7 @@ class ErrorRule(Rule):
         difference, reference, std, std0, *found = read.outside
         if found:
             self._learn(found)
-        drift, spatial = math.sqrt(ratio(difference, reference)), ratio(abs(std - std0), std0)
+        drift, spatial = root_ratio(difference, reference), ratio(abs(std - std0), std0)
         kappa, tolerance = self.kappa, self.tolerance
         if kappa is None and self.budget is not None:
             kappa = self.budget.prior_kappa(step, self.speed)
@@ -162,9 +163,9 @@ class ErrorRule(Rule):
         """Take in what the last refresh found."""
         error, velocity, latents = found
         record, drift, since = self._found_at
-        self.speed = math.sqrt(ratio(velocity, latents))
+        self.speed = root_ratio(velocity, latents)
         if not math.isnan(error):
-            offset = math.sqrt(ratio(error, velocity))
+            offset = root_ratio(error, velocity)
             record.found_offset = offset
             if drift:
                 self.kappa = offset / drift

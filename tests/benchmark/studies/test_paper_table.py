@@ -43,7 +43,7 @@ def test_the_command_makes_what_is_missing(models, tmp_path, monkeypatch):
     assert run_study("paper_table", *arguments, "--samples", 2, "--output_dir", output) == 0
     document = json.loads((output / "results.json").read_text())
     rows = {row["row"]: row for row in document["results"]}
-    assert {"None", "Fb", "Fb+AdaCorrection", "Auto", "FORA interval 2"} <= set(rows)
+    assert {"uncached", "Fb", "Fb+AdaCorrection", "Auto", "FORA interval 2"} <= set(rows)
     plain, corrected = rows["FORA interval 2"], rows["FORA interval 2+AdaCorrection"]
     assert plain["compute_fraction"] == pytest.approx(0.75)  # the first step, and every second
     assert corrected["config"]["target_compute"] == pytest.approx(0.75)

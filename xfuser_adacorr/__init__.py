@@ -27,6 +27,7 @@ _HOMES = {
     ),
     f"{_CACHE}.calibration.calibrate": ("calibrate",),
     f"{_CACHE}.calibration.learned": ("calibrate_learned",),
+    f"{_CACHE}.calibration.unseen": ("measure_plan",),
     f"{_CACHE}.methods.ada": ("Ada",),
     f"{_CACHE}.methods.auto": ("Auto",),
     f"{_CACHE}.methods.eoc": ("EOC",),

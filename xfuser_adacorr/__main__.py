@@ -1,4 +1,5 @@
-"""Fit a learned plan to any pipeline: ``python -m xfuser_adacorr PIPELINE PROMPTS ...``."""
+"""Fit a learned plan to any pipeline, or state its PSNR for other prompts:
+``python -m xfuser_adacorr PIPELINE PROMPTS ...``."""
 
 import argparse
 import json
@@ -7,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xfuser_adacorr import calibrate_learned
+from xfuser_adacorr import calibrate_learned, measure_plan
 from xfuser_adacorr.model_executor.cache.calibration.learned import BUDGETS, SEARCH_EVALUATIONS
+
+FITTED_WITH = ("budgets", "search_evaluations", "held_out")
+"""Arguments of a calibration alone."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,12 +26,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("prompts", type=Path, help="a text file, one prompt a line, or a JSON list of texts or of "
         "arguments of one call each")  # fmt: skip
     add("--num_inference_steps", type=int, required=True, help="as the pipeline is to be called")
-    add("--budgets", type=float, nargs="+", default=BUDGETS, help="shares of the steps to compute")
-    add("--search_evaluations", type=int, default=SEARCH_EVALUATIONS, help="schedules a budget")
+    shares = " ".join(map(str, BUDGETS))
+    add("--budgets", type=float, nargs="+", help=f"shares of the steps to compute ({shares})")
+    add("--search_evaluations", type=int, help=f"schedules a budget ({SEARCH_EVALUATIONS})")
     add("--held_out", type=int, help="prompts to state the PSNR for, not to fit on (a quarter)")
     add("--batch_size", type=int, default=1, help="prompts sampled together (1)")
     add("--seed", type=int, default=0, help="of the noise and of the search (0)")
     add("--output", type=Path, help="plan.json in the pipeline's directory")
+    add("--measure", action="store_true",
+        help="fit nothing: state the PSNR of a plan that is there, for these prompts")  # fmt: skip
     add("--dtype", default="bfloat16", help="of torch, in which the model is loaded (bfloat16)")
     add("--device", help="cuda where there is one")
     add("--call", nargs="*", default=[], metavar="NAME=VALUE", type=_argument,
@@ -70,11 +77,21 @@ def load(name: str, dtype: str, device: str | None) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 1 after one line that says what was wrong."""
-    given = vars(make_parser().parse_args(arguments))
+    parsed = vars(make_parser().parse_args(arguments))
+    given = {name: value for name, value in parsed.items() if value is not None}
+    call, measure = dict(given.pop("call")), given.pop("measure")
+    given = {"device": None, "output": None, **given}
     try:
+        for name in FITTED_WITH:
+            if measure and name in given:
+                raise ValueError(f"--{name} is of a calibration, and --measure fits nothing")
         prompts = read_prompts(given.pop("prompts"))
         pipe = load(given.pop("pipeline"), given.pop("dtype"), given.pop("device"))
-        print(f"wrote {calibrate_learned(pipe, prompts, **dict(given.pop('call')), **given)}")
+        if measure:
+            path = measure_plan(pipe, prompts, plan=given.pop("output"), **call, **given)
+        else:
+            path = calibrate_learned(pipe, prompts, **call, **given)
+        print(f"wrote {path}")
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

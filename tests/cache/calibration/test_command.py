@@ -38,6 +38,19 @@ def test_a_plan_is_written(run, tmp_path, capsys):
     assert str(output) in capsys.readouterr().out
 
 
+def test_a_plan_is_measured_anew(run, tmp_path, capsys):
+    output = tmp_path / "plan.json"
+    assert run("--output", output, "--budgets", 0.25, "--search_evaluations", 1)[0] == 0
+    before = PlanFile.load(output).plans[0]
+    assert run("--output", output, "--measure", "--seed", 5)[0] == 0
+    (plan,) = PlanFile.load(output).plans
+    assert plan.courses[0].measured_on == 3 and plan.courses[0].steps == before.courses[0].steps
+    assert plan.courses[0].psnr_db != before.courses[0].psnr_db  # of other noise
+    capsys.readouterr()
+    assert run("--output", output, "--measure", "--budgets", 0.5)[0] == 1
+    assert "--budgets is of a calibration" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(run, tmp_path, capsys):
     (tmp_path / "bad.json").write_text("[3]")
     cases = [

@@ -8,7 +8,13 @@ import torch
 
 from tests.cache.methods.test_learned import SAMPLERS, STEPS, Loop, calibrated, sampled
 from tests.pipelines import CASES
-from xfuser_adacorr import Auto, calibrate_learned, enable_cache
+from xfuser_adacorr import (
+    Auto,
+    Learned,
+    calibrate_learned,
+    enable_cache,
+    measure_plan,
+)
 from xfuser_adacorr.model_executor.cache.calibration import learned as calibration
 from xfuser_adacorr.model_executor.cache.calibration import plan_file, trajectories
 from xfuser_adacorr.model_executor.cache.calibration.learned_runs import ClosedLoop
@@ -223,3 +229,44 @@ def test_pictures_that_are_not_finite_are_refused(path):
     pipe.__class__ = Black
     with pytest.raises(ValueError, match="an uncached picture of call 0 is not finite"):
         calibrated(pipe, path)
+
+
+def test_a_measured_psnr_is_that_of_the_pictures(path):
+    """Counted again by hand, for prompts that the plan was not fitted on."""
+    pipe, arguments = CASES["flux"].build(), CASES["flux"].arguments(False)
+    options = {"num_inference_steps": 7, "output_type": "np", "progress": False}
+    fitting = [{**arguments, "seed": seed} for seed in range(3)]
+    budget = {"budgets": (0.5,), "search_evaluations": 1, "held_out": 1}
+    calibrate_learned(pipe, fitting, output=path, **budget, **options)
+    measure_plan(pipe, [{**arguments, "seed": seed} for seed in (70, 71)], plan=path, **options)
+
+    def picture(seed):
+        generator = torch.Generator().manual_seed(seed)
+        call = {**arguments, "num_inference_steps": 7, "output_type": "pt"}
+        return pipe(**call, generator=generator).images[0].double()
+
+    wanted = [picture(seed) for seed in (70, 71)]
+    enable_cache(pipe, Learned(target_compute=4 / 7, plan=path))
+    errors = [(picture(seed) - x).square().mean() for seed, x in zip((70, 71), wanted, strict=True)]
+    (course,) = PlanFile.load(path).plans[0].courses
+    assert course.measured_on == 2
+    expected = sum(float(-10 * torch.log10(error)) for error in errors) / 2
+    assert course.psnr_db == pytest.approx(expected, abs=0.05)
+
+
+def test_measuring_refuses_what_no_plan_fits(pipe, path, tmp_path):
+    prompts = [{"label": [0]}]
+    with pytest.raises(FileNotFoundError, match="plan: no file"):
+        measure_plan(pipe, prompts, num_inference_steps=STEPS, plan=path)
+    calibrated(pipe, path)
+    before = Path(path).read_text()
+    with pytest.raises(ValueError, match="12 steps, not 9"):
+        measure_plan(pipe, prompts, num_inference_steps=9, plan=path, progress=False)
+    with pytest.raises(ValueError, match="fitted on another transformer"):
+        measure_plan(
+            Loop(SAMPLERS["flow"](), seed=3), prompts, num_inference_steps=STEPS, plan=path
+        )
+    enable_cache(pipe, "Auto")
+    with pytest.raises(ValueError, match="call disable_cache first"):
+        measure_plan(pipe, prompts, num_inference_steps=STEPS, plan=path)
+    assert Path(path).read_text() == before

@@ -5,8 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from inspect import signature
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from .plan_file import (
 )
 from .prompt_calls import batched_calls
 from .search import Steps, near_moves, search_schedule
-from .unseen import Unseen
+from .unseen import Unseen, measured, numpy_output
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def calibrate_learned(
     held_out = len(prompts) // 4 if held_out is None else held_out
     if held_out >= len(prompts):
         raise ValueError(f"held_out must leave prompts to fit on, got {held_out} of {len(prompts)}")
-    call = {"num_inference_steps": num_inference_steps, **_output_type(pipe, call), **call}
+    call = {"num_inference_steps": num_inference_steps, **numpy_output(pipe, call), **call}
     fitted = len(prompts) - held_out
     if fitted < LEAST_SPLIT:
         logger.warning(
@@ -224,22 +223,7 @@ def _course(fit: ScheduleFit) -> Course:
     return Course(steps=fit.schedule, coefficients=rows, psnr_db=None)
 
 
-def measured(course: Course, psnr_db: Tensor) -> Course:
-    """The course with the PSNR of pictures that were made along it."""
-    return replace(
-        course,
-        psnr_db=float(psnr_db.mean()),
-        psnr_spread_db=float(psnr_db.std()) if len(psnr_db) > 1 else None,
-        measured_on=len(psnr_db),
-    )
-
-
 # -- options and files ---------------------------------------------------------------------------
-
-
-def _output_type(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    takes = "output_type" in signature(type(pipe).__call__).parameters
-    return {"output_type": "np"} if takes and "output_type" not in call else {}
 
 
 def _output_path(pipe: Any, output: str | Path | None) -> Path:

@@ -1,19 +1,97 @@
-"""The pictures of prompts that no plan was fitted on: what PSNR a course has on them."""
+"""What PSNR a plan's courses have on the pictures of prompts that it was not fitted on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from xfuser_adacorr.model_executor.cache.adacorrection import NoRepair
 from xfuser_adacorr.model_executor.cache.engine import Lane
 from xfuser_adacorr.model_executor.cache.forecasts import LastValue
-from xfuser_adacorr.model_executor.cache.methods.learned import OnCourse, course_lane
+from xfuser_adacorr.model_executor.cache.methods.learned import (
+    OnCourse,
+    bind_plans,
+    course_lane,
+    told_guidance,
+)
+from xfuser_adacorr.model_executor.cache.methods.options import check_count
 from xfuser_adacorr.model_executor.cache.schedulers import Places
 
 from .pictures import pictures_of, psnr
+from .plan_file import Course
+from .prompt_calls import batched_calls
 from .side_by_side import SideBySide
+
+
+def measure_plan(
+    pipe: Any,
+    prompts: Sequence[str | Mapping[str, Any]],
+    *,
+    num_inference_steps: int,
+    plan: str | Path | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    denoisers: Sequence[str] | None = None,
+    progress: bool = True,
+    **call: Any,
+) -> Path:
+    """State the PSNR of a pipeline's plan anew, for prompts that it was not fitted on.
+
+    Every prompt is sampled in full and once along each course of the plan that fits these runs;
+    mean, spread and number of prompts are written into the plan file. ``target_psnr`` and
+    ``expected_psnr_db`` go by them from then on.
+
+    Args:
+        pipe: a pipeline without a cache.
+        prompts: as in `calibrate_learned`; the more, the better the mean is known.
+        num_inference_steps: as the plan was fitted for.
+        plan: the plan file; None: ``plan.json`` beside the pipeline or its model.
+        seed, batch_size, denoisers, progress, call: as in `calibrate_learned`.
+
+    Returns the path of the plan file. Raises `FileNotFoundError` where there is none, `ValueError`
+    for a plan of another model, no plan for these runs, and pictures that are not finite; `OSError`
+    for no space.
+    """
+    from xfuser_adacorr.model_executor.cache.api import denoisers_of, is_cache_enabled
+
+    check_count("num_inference_steps", num_inference_steps, least=2)
+    check_count("batch_size", batch_size, least=1)
+    if is_cache_enabled(pipe):
+        raise ValueError("a cache is enabled on the pipeline; call disable_cache first")
+    models = denoisers_of(pipe, denoisers)
+    file = bind_plans(None if plan is None else str(plan), pipe, models).file
+    call = {"num_inference_steps": num_inference_steps, **numpy_output(pipe, call), **call}
+    calls = batched_calls(prompts, batch_size, seed, call)
+    with tqdm(total=len(calls), desc="uncached", disable=not progress) as bar:
+        unseen = Unseen(pipe, models, calls, lambda index: bar.update())
+    found = file.plan_for(unseen.places, unseen.guidance_scale)
+    courses = [
+        measured(course, unseen.psnr_db(course.steps, course.coefficients))
+        for course in tqdm(found.courses, desc="along the plan", disable=not progress)
+    ]
+    file.with_plan(replace(found, courses=tuple(courses))).save(file.path)
+    return Path(file.path)
+
+
+def measured(course: Course, psnr_db: Tensor) -> Course:
+    """The course with the PSNR of pictures that were made along it."""
+    return replace(
+        course,
+        psnr_db=float(psnr_db.mean()),
+        psnr_spread_db=float(psnr_db.std()) if len(psnr_db) > 1 else None,
+        measured_on=len(psnr_db),
+    )
+
+
+def numpy_output(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument with which pictures come as arrays, where the caller asks for nothing else."""
+    takes = "output_type" in signature(type(pipe).__call__).parameters
+    return {"output_type": "np"} if takes and "output_type" not in call else {}
 
 
 class Unseen:
@@ -30,9 +108,13 @@ class Unseen:
         finite."""
 
         def uncached(places: Places, stepper: Any, scope: Any) -> Lane:
+            self.places, self.guidance_scale = places, told_guidance(self.runs.pipes[0])
             return Lane(OnCourse(range(len(places.steps))), LastValue(), NoRepair())
 
         self.runs = SideBySide(pipe, models, calls)
+        self.places: Places | None = None
+        """Of the last run, and the guidance scale that its pipeline told."""
+        self.guidance_scale: float | None = None
         outputs, _ = self.runs.run(uncached, finished=finished)
         self.pictures = [pictures_of(output) for output in outputs]
         for index, pictures in enumerate(self.pictures):

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -44,6 +45,15 @@ def between(nodes, sigma):
     return (1.0 - w) * va + w * vb
 
 
+def through(nodes, sigma):
+    """The polynomial through all ``nodes``, at ``sigma``."""
+    values = 0.0
+    for a, va in nodes.items():
+        others = [(sigma - b) / (a - b) for b in nodes if b != a]
+        values = values + math.prod(others) * va
+    return values
+
+
 def test_repair_is_what_it_says():
     """Refreshes at 0-3, 6, 7 and the repair at 6 written out, with a transformer not linear."""
     options = {**FLOW, "flow_shift": 1.0}
@@ -75,15 +85,16 @@ def test_repair_is_what_it_says():
     for i in (4, 5):
         forecast = damping * between(line, sigmas[i]) + (1 - damping) * outputs[sigmas[3]]
         x = advance(solver, i, forecast, x)
-    blend = {sigmas[3]: outputs[sigmas[3]], sigmas[6]: loop.flux.call(x, times[6])}
+    fresh = loop.flux.call(x, times[6])
+    blend = {**line, sigmas[6]: fresh}
     x = x_saved
     for i in (4, 5):
-        x = saved.step(between(blend, sigmas[i]), times[i], x, return_dict=False)[0]
-    x = advance(saved, 6, blend[sigmas[6]], x)
+        x = saved.step(through(blend, sigmas[i]), times[i], x, return_dict=False)[0]
+    x = advance(saved, 6, fresh, x)
     advance(saved, 7, loop.flux.call(x, times[7]), x)
     for i in range(8):
         torch.testing.assert_close(carried[i], expected[i], rtol=1e-4, atol=1e-5)
-    assert relative_error(carried[6], solver.step(blend[sigmas[6]], times[6], x)[0]) > 1e-3
+    assert relative_error(carried[6], solver.step(fresh, times[6], x)[0]) > 1e-3
 
 
 @every_resampled

@@ -12,17 +12,21 @@ from .step import RAW_OUTPUT, Step
 
 EULER = ("FlowMatchEulerDiscreteScheduler", "RectifiedFlowScheduler")
 """Step ``x <- x + c * dsigma * output``: what skipped steps owe is paid in a later output."""
+MULTISTEP = (
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+"""They use earlier outputs too."""
 RESAMPLED = (
     "CogVideoXDDIMScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
     "EulerDiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "UniPCMultistepScheduler",
+    *MULTISTEP,
 )
 """Deterministic, one call a step, and all of their state in attributes: they can be set back."""
 REPAIRED = EULER + RESAMPLED

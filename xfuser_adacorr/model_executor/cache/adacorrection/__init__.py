@@ -3,8 +3,15 @@
 from typing import Any
 
 from xfuser_adacorr.model_executor.cache.messages import warn_once
-from xfuser_adacorr.model_executor.cache.schedulers import REPAIRED, repair_of, unwrapped
+from xfuser_adacorr.model_executor.cache.schedulers import (
+    MULTISTEP,
+    REPAIRED,
+    is_known_as,
+    repair_of,
+    unwrapped,
+)
 
+from .blend import line_blend, parabola_blend
 from .euler import EulerRepair, NoRepair
 from .resample import Resample
 
@@ -25,6 +32,7 @@ def make_repair(stepper: Any) -> Repair:
     if kind == "euler":
         return EulerRepair()
     if kind == "resample":
-        return Resample(stepper, warn)
+        blend = parabola_blend if is_known_as(scheduler, MULTISTEP) else line_blend
+        return Resample(stepper, warn, blend)
     warn("")
     return NoRepair()

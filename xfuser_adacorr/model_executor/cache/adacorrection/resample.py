@@ -1,4 +1,4 @@
-"""Repair for multistep samplers: set back, and stepped again with cached and fresh blended.
+"""Repair for samplers with a state: set back, and stepped again with cached and fresh blended.
 
 What a multistep sampler does with an output depends on the ones before, so what is owed cannot be
 put into one later output. Its whole state is kept from before the first skipped step instead; at
@@ -15,6 +15,8 @@ from torch import Tensor
 from xfuser_adacorr.model_executor.cache.forecasts import Forecast, LineWeights, as_output
 from xfuser_adacorr.model_executor.cache.schedulers import unwrapped
 from xfuser_adacorr.model_executor.cache.step import Step
+
+from .blend import Blend, line_blend
 
 STOCHASTIC_ARGUMENTS = ("eta", "s_churn")
 """Arguments of ``step`` that make it draw noise if they are above 0."""
@@ -39,11 +41,16 @@ class Resample:
     follow it.
     """
 
-    def __init__(self, stepper: Any, warn: Callable[[str], None] = lambda circumstance: None):
+    def __init__(
+        self,
+        stepper: Any,
+        warn: Callable[[str], None] = lambda circumstance: None,
+        blend: Blend = line_blend,
+    ) -> None:
         scheduler = unwrapped(stepper)
         self._holders = [stepper] if stepper is scheduler else [stepper, scheduler]
         """Whose attributes are the sampler's state."""
-        self._warn = warn
+        self._warn, self._blend = warn, blend
         self._forget()
 
     def _forget(self) -> None:
@@ -111,14 +118,20 @@ class Resample:
         for holder, state in zip(self._holders, self._state, strict=True):
             vars(holder).clear()
             vars(holder).update(state)
-        latents, span = self._latents, forecast.t0 - step.coordinate
+        latents = self._latents
         for past in self._skipped:
             latents = _changed(latents, past.change)
-            w = (forecast.t0 - past.step.coordinate) / span if span else 1.0
-            blended = (1.0 - w) * forecast.v0 + w * fresh
+            blended = self._blended(past.step, step, fresh, forecast)
             output = as_output(blended, latents, past.step).to(dtype)
             latents = original(model_output=output, sample=latents, **past.arguments)[0]
         return _changed(latents, change)
+
+    def _blended(self, past: Step, step: Step, fresh: Tensor, forecast: Forecast) -> Tensor:
+        """What a skipped step should have used, out of the refreshes around it."""
+        t1 = None if forecast.v1 is None else forecast.t1
+        b0, b1, b = self._blend(past.coordinate, step.coordinate, forecast.t0, t1)
+        blended = b0 * forecast.v0 + b * fresh
+        return blended if b1 == 0.0 else blended + b1 * forecast.v1
 
     def tensors(self) -> list[Tensor]:
         """What is kept here and not by the scheduler itself."""

@@ -1,5 +1,6 @@
 """Fit the learned plan of one of the benchmark's pipelines on development prompts, and store it as
-``plan.json`` in the pipeline's directory. Interrupted, it goes on where it stopped."""
+``plan.json`` in the pipeline's directory. Interrupted, it goes on where it stopped. With --measure
+the plan that is there is measured anew, on development prompts with other noise."""
 
 import argparse
 import json
@@ -13,9 +14,12 @@ from diffusers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark.models.families import FAMILIES, BenchmarkFamily, Request
-from xfuser_adacorr import calibrate_learned
+from xfuser_adacorr import calibrate_learned, measure_plan
 from xfuser_adacorr.model_executor.cache.calibration.learned import BUDGETS, SEARCH_EVALUATIONS
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
+
+OTHER_NOISE = 10_000
+"""Added to the seeds of development prompts for a measurement."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="prompts sampled together")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the moves")
     parser.add_argument("--output", type=Path, help="plan.json in the pipeline's directory")
+    parser.add_argument("--measure", action="store_true", help="fit nothing, state the PSNR anew")
     return parser.parse_args()
 
 
@@ -62,25 +67,36 @@ def main() -> None:
     entries = json.loads(path.read_text())["development"][: arguments.num_prompts]
     calls = [call_of(pipe, family, entry[family.text]) for entry in entries]
     own = [name for name in ("prompt", "class_labels") if name in calls[0]]
-    path = calibrate_learned(
-        pipe,
-        [
-            {**{name: call[name] for name in own}, "seed": entry["seed"]}
-            for call, entry in zip(calls, entries, strict=True)
-        ],
-        num_inference_steps=arguments.num_inference_steps or family.steps,
-        budgets=arguments.budgets,
-        search_evaluations=arguments.search_evaluations,
-        seed=arguments.seed,
-        output=arguments.output or model / "plan.json",
-        held_out=arguments.held_out,
-        starts=[tuple(int(step) for step in text.split(",")) for text in arguments.starts],
-        batch_size=arguments.batch_size,
+    other_noise = OTHER_NOISE if arguments.measure else 0
+    prompts = [
+        {**{name: call[name] for name in own}, "seed": entry["seed"] + other_noise}
+        for call, entry in zip(calls, entries, strict=True)
+    ]
+    common = {
+        "num_inference_steps": arguments.num_inference_steps or family.steps,
+        "batch_size": arguments.batch_size,
         **{name: value for name, value in calls[0].items() if name not in own},
-    )
+    }
+    output = arguments.output or model / "plan.json"
+    if arguments.measure:
+        path = measure_plan(pipe, prompts, plan=output, **common)
+    else:
+        path = calibrate_learned(
+            pipe,
+            prompts,
+            budgets=arguments.budgets,
+            search_evaluations=arguments.search_evaluations,
+            seed=arguments.seed,
+            output=output,
+            held_out=arguments.held_out,
+            starts=[tuple(int(step) for step in text.split(",")) for text in arguments.starts],
+            **common,
+        )
     plan = PlanFile.load(path).plans[-1]
     for course in plan.courses:
-        print(f"{len(course.steps)} of {plan.num_steps} steps: {course.psnr_db:.1f} dB")
+        print(
+            f"{len(course.steps)} of {plan.num_steps} steps: {course.psnr_db:.1f} dB on {course.measured_on}"
+        )
 
 
 if __name__ == "__main__":

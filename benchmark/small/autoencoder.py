@@ -2,21 +2,25 @@
 
 import math
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from torch import nn
 from tqdm.auto import tqdm
 
 from benchmark.small.checkpoints import load_state, save_atomic
-from benchmark.small.grids import save_grid
+from benchmark.small.grids import clip_rows, save_grid
 from benchmark.small.pictures import SIZE, render
 from benchmark.small.scenes import sample_labels
 from benchmark.small.splits import held_back_labels
 
 KL_WEIGHT = 1e-6
+
+Draw = Callable[[int, torch.Generator], torch.Tensor]
+"""How many, generator -> what an autoencoder encodes, in [-1, 1]."""
 
 
 def build_autoencoder(latent_channels: int = 8) -> AutoencoderKL:
@@ -41,6 +45,11 @@ def training_pictures(number: int, generator: torch.Generator) -> tuple[torch.Te
     return render(labels, generator), labels
 
 
+def _targets(number: int, generator: torch.Generator) -> torch.Tensor:
+    pictures, _ = training_pictures(number, generator)
+    return (2 * pictures - 1).contiguous(memory_format=torch.channels_last)
+
+
 def train_autoencoder(
     work_dir: Path, steps: int, batch_size: int = 8, seed: int = 0, device: str = "cpu"
 ) -> AutoencoderKL:
@@ -50,7 +59,8 @@ def train_autoencoder(
     spread, so that it forgives the small errors that generated latents have.
     """
     model = build_autoencoder().to(device=device, memory_format=torch.channels_last)
-    _train(model, model, work_dir / "vae.pt", steps, batch_size, seed, 3e-3, 0.02)
+    checkpoint = work_dir / "vae.pt"
+    train_reconstruction(model, model, checkpoint, _targets, steps, batch_size, seed, 3e-3, 0.02)
     _fit_scaling(model, seed)
     return model.eval().requires_grad_(False)
 
@@ -64,14 +74,16 @@ def refine_decoder(
     and is kept as, `work_dir/decoder.pt`.
     """
     decoder = nn.ModuleList([model.decoder, model.post_quant_conv]).requires_grad_(True)
-    _train(decoder, model, work_dir / "decoder.pt", steps, batch_size, seed, 2e-3, 0.05)
+    checkpoint = work_dir / "decoder.pt"
+    train_reconstruction(decoder, model, checkpoint, _targets, steps, batch_size, seed, 2e-3, 0.05)
     return model.eval().requires_grad_(False)
 
 
-def _train(
+def train_reconstruction(
     trained: nn.Module,
-    model: AutoencoderKL,
+    model: ModelMixin,
     checkpoint: Path,
+    draw: Draw,
     steps: int,
     batch_size: int,
     seed: int,
@@ -80,8 +92,9 @@ def _train(
 ) -> None:
     """Trains the part `trained` of `model` on reconstruction, with resumable checkpoints.
 
-    `peak` is the highest learning rate, `noise_share` the noise on the decoder's input as a share
-    of the latents' spread.
+    `model` is an autoencoder of pictures or of clips, and `draw` gives what it learns from. `peak`
+    is the highest learning rate, `noise_share` the noise on the decoder's input as a share of the
+    latents' spread.
     """
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0)
     device = next(model.parameters()).device
@@ -95,8 +108,7 @@ def _train(
     saved = time.monotonic()
     for step in progress:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        pictures = training_pictures(batch_size, generator)[0].to(device)
-        target = (2 * pictures - 1).contiguous(memory_format=torch.channels_last)
+        target = draw(batch_size, generator).to(device)
         for group in optimizer.param_groups:
             group["lr"] = peak * _schedule(step, steps)
         posterior = model.encode(target).latent_dist
@@ -116,7 +128,7 @@ def _train(
         if time.monotonic() - saved > 60 or step + 1 == steps:
             state = {"model": trained.state_dict(), "optimizer": optimizer.state_dict()}
             save_atomic({**state, "step": step + 1}, checkpoint)
-            _save_reconstructions(model, checkpoint.with_suffix(".png"))
+            _save_reconstructions(model, draw, checkpoint.with_suffix(".png"))
             saved = time.monotonic()
 
 
@@ -187,8 +199,12 @@ def _fit_scaling(model: AutoencoderKL, seed: int) -> None:
 
 
 @torch.no_grad()
-def _save_reconstructions(model: AutoencoderKL, path: Path) -> None:
-    pictures, _ = training_pictures(8, torch.Generator().manual_seed(5))
-    device = next(model.parameters()).device
-    decoded = model.decode(model.encode(2 * pictures.to(device) - 1).latent_dist.mean).sample
-    save_grid(torch.cat([pictures, decoded.cpu() / 2 + 0.5]), path)
+def _save_reconstructions(model: ModelMixin, draw: Draw, path: Path) -> None:
+    target = draw(8, torch.Generator().manual_seed(5)).to(next(model.parameters()).device)
+    decoded = model.decode(model.encode(target).latent_dist.mean).sample
+    shown = torch.cat([target, decoded]).cpu() / 2 + 0.5
+    if shown.ndim == 4:
+        save_grid(shown, path)
+    else:
+        rows = clip_rows(shown.transpose(1, 2))
+        save_grid(rows, path, columns=len(rows) // len(shown))

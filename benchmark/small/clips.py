@@ -13,7 +13,9 @@ PIXELS_A_FRAME = (0.7, 1.9)
 ROOM_ALONG, ROOM_ACROSS = (5.0, 2.0), 5.0
 
 
-def render_clips(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def render_clips(
+    labels: torch.Tensor, generator: torch.Generator, frames: int = FRAMES
+) -> torch.Tensor:
     """Draws label rows with random positions, sizes and pattern phases.
 
     The shape moves evenly along a straight line and never touches the border. Played backwards, a
@@ -22,10 +24,16 @@ def render_clips(labels: torch.Tensor, generator: torch.Generator) -> torch.Tens
     Args:
         labels: int64 [N, 6], as `motion.moving_labels` gives them.
         generator: the seeded source of positions, sizes and phases.
+        frames: how many, at most 17: the shape would leave longer clips.
 
     Returns:
-        float32 [N, 16, 3, 64, 64] in [0, 1].
+        float32 [N, frames, 3, 64, 64] in [0, 1].
+
+    Raises:
+        ValueError: `frames` is out of range.
     """
+    if not 1 <= frames <= FRAMES + 1:
+        raise ValueError(f"frames must be in 1..{FRAMES + 1}, got {frames}")
     number = len(labels)
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -42,7 +50,7 @@ def render_clips(labels: torch.Tensor, generator: torch.Generator) -> torch.Tens
     size = uniform(12.0, 13.0)
     along = torch.tensor(ROOM_ALONG)[speed].view(-1, 1, 1) * uniform(-1, 1)
     across = ROOM_ACROSS * uniform(-1, 1)
-    time = torch.arange(FRAMES) - (FRAMES - 1) / 2
+    time = torch.arange(frames) - (frames - 1) / 2
     way = torch.tensor(PIXELS_A_FRAME)[speed].view(-1, 1, 1) * time  # [N, 1, T]
     sign = torch.tensor([-1.0, 1.0, -1.0, 1.0])[direction].view(-1, 1, 1)
     along = SIZE / 2 + along + sign * way
@@ -52,8 +60,8 @@ def render_clips(labels: torch.Tensor, generator: torch.Generator) -> torch.Tens
     centre_y = torch.where(sideways, across, along).reshape(-1, 1, 1)
 
     def every_frame(values: torch.Tensor) -> torch.Tensor:
-        return values.repeat_interleave(FRAMES, dim=0)
+        return values.repeat_interleave(frames, dim=0)
 
     distance = shape_distance(every_frame(shape), x - centre_x, y - centre_y, every_frame(size))
-    frames = paint(every_frame(image), distance, every_frame(colour))
-    return frames.unflatten(0, (number, FRAMES))
+    painted = paint(every_frame(image), distance, every_frame(colour))
+    return painted.unflatten(0, (number, frames))

@@ -3,8 +3,8 @@
     python scripts/train_small.py --family flux --output benchmark/pipelines/flux \\
         --judge-output benchmark/pipelines/judge --work-dir build/small
 
-Families with one --work-dir share its autoencoder. A judge of pictures that --judge-output already
-holds is used as it is.
+Families with one --work-dir share its autoencoder. A judge that --judge-output already holds is
+used as it is.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--judge-output",
         type=Path,
-        help="default: `judge` beside --output, `clip_judge` for opensora",
+        help="default: `judge` beside --output, `clip_judge` for families of clips",
     )
     parser.add_argument(
         "--autoencoder", type=Path, help="a trained one's directory; default: one is trained"

@@ -227,7 +227,7 @@ def test_a_near_miss_of_a_name_is_pointed_out(name, meant):
 
 
 TUNED = {"Fb", "Tea", "Fast", "Auto", "Fast+AdaCorrection"}
-NOT_TUNED = {"sd": {"Auto"}, "sd3": {"Auto"}}
+NOT_TUNED = {"sd": {"Auto"}, "sd3": {"Auto"}, "wan": {"Auto"}}
 """Test families: what they run with is the package's default."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -60,7 +61,7 @@ class BenchmarkFamily:
     num_frames: int | None = None
     """Frames of a clip, if no other number is asked for; None where pictures are made."""
     guidance_scale: float | None = None
-    """Default scale of classifier-free guidance in a doubled batch; None: there is no such."""
+    """Default scale of classifier-free guidance by the empty text; None: there is no such."""
     solvers: tuple[str, str]
     """Of the fewer-steps rows: the one whose scheduler the pipeline brings along, and another."""
     solvers_note: str
@@ -145,6 +146,13 @@ def _call_sd3(pipe: Any, asked: Request) -> dict[str, Any]:
     }
 
 
+def _call_wan(pipe: Any, asked: Request) -> dict[str, Any]:
+    return {
+        **_call_opensora(pipe, asked),
+        "max_sequence_length": min(512, pipe.tokenizer.model_max_length),
+    }
+
+
 FAMILIES = {
     "flux": BenchmarkFamily(
         pipeline_class="diffusers.FluxPipeline",
@@ -218,5 +226,19 @@ FAMILIES = {
         solvers_note="second order, flow prediction, same time shift",
         ode=Ode(solver=DPM_SOLVER, steps=100),
         judging=judging.single_objects,
+    ),
+    "wan": BenchmarkFamily(
+        pipeline_class="diffusers.WanPipeline",
+        steps=30,
+        call=_call_wan,
+        output=lambda output: output.frames[0],
+        picture_size=lambda pipe: 64,  # no part of the pipeline is made for a size
+        num_frames=17,
+        guidance_scale=5.0,
+        solvers=(UNIPC, DPM_SOLVER),
+        solvers_note="second order, flow prediction, same noise levels",
+        ode=Ode(solver=DPM_SOLVER, steps=100),
+        judge="clip_judge",
+        judging=partial(judging.clips, 17),
     ),
 }

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,11 @@ class FlowDPMSolver(DPMSolverMultistepScheduler):
         self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
 
 
-class RectifiedFlowDPMSolver(DPMSolverMultistepScheduler):
-    """DPM-Solver++ (second order) in the place of a `RectifiedFlowScheduler`, on its sigmas.
+class GridDPMSolver(DPMSolverMultistepScheduler):
+    """DPM-Solver++ (second order) for flow matching, on the very noise levels of another scheduler.
 
-    The velocity has the opposite sign there. The first sigma is 1, where lambda is minus infinity:
-    the first two steps come out as first order, as they should.
+    The first sigma is 1 or almost, where lambda is minus infinity or far below all others: the
+    first two steps come out as first order, as they should.
     """
 
     grid: SchedulerMixin
@@ -46,8 +47,12 @@ class RectifiedFlowDPMSolver(DPMSolverMultistepScheduler):
         self, num_inference_steps: int, device: str | torch.device | None = None, **sizes: Any
     ) -> None:
         super().set_timesteps(num_inference_steps, device)
-        self.grid.set_timesteps(num_inference_steps, device, **sizes)
+        self.grid.set_timesteps(num_inference_steps, device=device, **sizes)
         self.timesteps, self.sigmas = self.grid.timesteps, self.grid.sigmas
+
+
+class RectifiedFlowDPMSolver(GridDPMSolver):
+    """The same in the place of a `RectifiedFlowScheduler`: the velocity has the opposite sign."""
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
         return super().step(-model_output, timestep, sample, **options)
@@ -87,8 +92,10 @@ def _flow_dpm_solver(own: SchedulerMixin, reference_steps: int) -> SchedulerMixi
     return scheduler
 
 
-def _rectified_flow_dpm_solver(own: SchedulerMixin, reference_steps: int) -> SchedulerMixin:
-    scheduler = RectifiedFlowDPMSolver(
+def _grid_dpm_solver(
+    own: SchedulerMixin, reference_steps: int, solver: type[GridDPMSolver] = GridDPMSolver
+) -> SchedulerMixin:
+    scheduler = solver(
         num_train_timesteps=own.config.num_train_timesteps,
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -136,9 +143,11 @@ class _Sampler:
     others: dict[str, Callable[[SchedulerMixin, int], SchedulerMixin]]
 
 
+_rectified_flow_dpm_solver = partial(_grid_dpm_solver, solver=RectifiedFlowDPMSolver)
 _SAMPLERS = {
     "FlowMatchEulerDiscreteScheduler": _Sampler(EULER, {DPM_SOLVER: _flow_dpm_solver}),
     "RectifiedFlowScheduler": _Sampler(EULER, {DPM_SOLVER: _rectified_flow_dpm_solver}),
+    "UniPCMultistepScheduler": _Sampler(UNIPC, {DPM_SOLVER: _grid_dpm_solver}),
     "DDIMScheduler": _Sampler(DDIM, {DPM_SOLVER: _noise_dpm_solver}),
     "DPMSolverMultistepScheduler": _Sampler(DPM_SOLVER, {UNIPC: _unipc}),
 }

@@ -75,19 +75,22 @@ def classes() -> Judging:
     return replace(judging, check_texts=class_labels, accuracy=accuracy)
 
 
-def clips() -> Judging:
-    """Clips of a moving object, by prompts; the real ones are of all motions."""
+def clips(frames: int = 16) -> Judging:
+    """Clips of a moving object, by prompts; the real ones are of all motions.
+
+    The classifier looks at the first 16 of their `frames`.
+    """
     from benchmark.small.clip_judge import ClipJudge
-    from benchmark.small.clips import FRAMES, render_clips
+    from benchmark.small.clips import render_clips
     from benchmark.small.motion import parse_prompt, sample_labels
 
     def real(generator: "Generator") -> Iterator["Tensor"]:
         for rows in sample_labels(REAL_CLIPS, generator).split(_CLIPS_AT_ONCE):
-            yield render_clips(rows, generator)
+            yield render_clips(rows, generator, frames)
 
     return Judging(
         judge_class=ClipJudge,
-        shape=(FRAMES, 3, 64, 64),
+        shape=(frames, 3, 64, 64),
         check_texts=lambda texts: [parse_prompt(text) for text in texts],
         accuracy=ClipJudge.prompt_accuracy,
         real=real,

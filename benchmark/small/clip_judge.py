@@ -14,7 +14,8 @@ from benchmark.small.motion import CHOICES, moving_labels, parse_prompt
 class ClipJudge(Classifier):
     """Of clips [N, 16, 3, 64, 64]: shape, colours, direction, speed and the background's pattern.
 
-    The picture judge's convolutions on every second frame, and a layer that sees them all.
+    The picture judge's convolutions on every second frame, and a layer that sees them all. Of
+    longer clips it looks at the first 16 frames.
     """
 
     what, shape, choices, batch_size = "clips", (FRAMES, 3, 64, 64), CHOICES, 32
@@ -29,6 +30,9 @@ class ClipJudge(Classifier):
     def start_from(self, judge: Judge) -> None:
         """Takes the convolutions of a picture judge of the same widths."""
         self.frames.load_state_dict(judge.body.state_dict())
+
+    def pixels(self, clips: torch.Tensor) -> torch.Tensor:
+        return super().pixels(clips[:, :FRAMES])
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Features [N, 64]."""

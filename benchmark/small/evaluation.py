@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from diffusers import DiffusionPipeline
 
+from benchmark.models.families import FAMILIES
 from benchmark.small.family import SmallFamily
 from benchmark.small.grids import clip_rows, save_grid
 from benchmark.small.splits import read_entries
@@ -22,7 +23,6 @@ PICTURE_RUNS: tuple[Run, ...] = (
     ("test", 28, 1.0),
     ("test", 28, 3.0),
 )
-CLIP_RUNS: tuple[Run, ...] = (("test", 30, 1.0), ("test", 30, 3.0))
 
 
 def split_accuracy(
@@ -45,10 +45,16 @@ def accuracy_table(
 ) -> list[dict[str, float | int | str]]:
     """A row for each run, by default those of the model cards."""
     rows = []
-    for split, steps, guidance in runs or (CLIP_RUNS if family.clips else PICTURE_RUNS):
+    for split, steps, guidance in runs or _card_runs(family):
         shares = split_accuracy(family, pipeline, judge, split, steps, guidance_scale=guidance)
         rows.append({"split": split, "steps": steps, "guidance_scale": guidance, **shares})
     return rows
+
+
+def _card_runs(family: SmallFamily) -> tuple[Run, ...]:
+    if not family.clips:
+        return PICTURE_RUNS
+    return ("test", 30, 1.0), ("test", 30, FAMILIES[family.name].guidance_scale)
 
 
 def write_card_pictures(

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from benchmark.small.family import SmallFamily
 
-NAMES = ("flux", "pixart", "dit", "opensora", "sd", "sd3")
+NAMES = ("flux", "pixart", "dit", "opensora", "sd", "sd3", "wan")
 
 
 def small_family(name: str) -> SmallFamily:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderKLWan, DiffusionPipeline, ModelMixin
 from torch import nn
 
 from benchmark.models.families import FAMILIES, Request
+from benchmark.small import autoencoder, clip_autoencoder
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,6 +80,34 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Autoencoding:
+    """How an autoencoder is trained and measured."""
+
+    model_class: type[ModelMixin]
+    train: Callable[..., ModelMixin]
+    """(work_dir, steps, seed=, device=) -> a trained autoencoder."""
+    refine: Callable[[Any, Path, int], ModelMixin]
+    """(autoencoder, work_dir, steps) -> the same, its decoder trained for longer."""
+    psnr: Callable[[Any], float]
+    """Mean PSNR in dB over fresh pictures or clips."""
+
+
+PICTURES = Autoencoding(
+    model_class=AutoencoderKL,
+    train=autoencoder.train_autoencoder,
+    refine=autoencoder.refine_decoder,
+    psnr=autoencoder.reconstruction_psnr,
+)
+CLIPS = Autoencoding(
+    model_class=AutoencoderKLWan,
+    train=clip_autoencoder.train_autoencoder,
+    refine=clip_autoencoder.refine_decoder,
+    psnr=clip_autoencoder.reconstruction_psnr,
+)
+"""In space and time; a family of clips may as well have the one of pictures, frame by frame."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SmallFamily:
     """One small pipeline: how it is built, trained, called and judged."""
 
@@ -94,7 +123,7 @@ class SmallFamily:
     latents: str
     """Name of the file of encoded examples."""
 
-    build_pipeline: Callable[[AutoencoderKL], DiffusionPipeline]
+    build_pipeline: Callable[[Any], DiffusionPipeline]
     """A pipeline around the trained autoencoder, everything else untrained."""
 
     load_examples: Callable[[DiffusionPipeline, int, int, Path], Examples]
@@ -105,6 +134,9 @@ class SmallFamily:
 
     accuracy: Callable[[Any, torch.Tensor, Sequence[str]], dict[str, float]]
     """The judge, what was generated, and the texts -> shares `attributes` and `whole`."""
+
+    autoencoding: Autoencoding = PICTURES
+    """What the pipeline is built around."""
 
     warm_up: Callable[[DiffusionPipeline], object] | None = None
     """What happens once before the training, or None."""
@@ -121,7 +153,7 @@ class SmallFamily:
         steps: int,
         guidance_scale: float = 1.0,
     ) -> torch.Tensor:
-        """Pictures [N, 3, 64, 64] or clips [N, 16, 3, 64, 64] in [0, 1], float32 on the CPU.
+        """Pictures [N, 3, 64, 64] or clips [N, F, 3, 64, 64] in [0, 1], float32 on the CPU.
 
         Each has noise from its own seed, so that batches do not matter. FLUX's guidance is the true
         one, by the empty prompt.

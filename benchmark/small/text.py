@@ -15,6 +15,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from benchmark.small.scenes import CHOICES
@@ -25,20 +27,28 @@ TEXT_WIDTH = 64
 
 
 def build_t5_encoder(tokenizer: T5Tokenizer, width: int = TEXT_WIDTH) -> T5EncoderModel:
-    """An untrained T5 encoder of 2 layers for the tokenizer's vocabulary."""
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=width,
-            d_kv=16,
-            d_ff=4 * width,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    """An untrained one of `t5_options`."""
+    return T5EncoderModel(T5Config(**t5_options(tokenizer, width)))
+
+
+def build_umt5_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
+    """An untrained one of `t5_options`, where every layer has its own relative positions."""
+    return UMT5EncoderModel(UMT5Config(**t5_options(tokenizer)))
+
+
+def t5_options(tokenizer: T5Tokenizer, width: int = TEXT_WIDTH) -> dict[str, Any]:
+    """Options of a T5 encoder of 2 layers for the tokenizer's vocabulary."""
+    return {
+        "vocab_size": len(tokenizer),
+        "d_model": width,
+        "d_kv": 16,
+        "d_ff": 4 * width,
+        "num_layers": 2,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
 
 
 def clip_options(tokenizer: CLIPTokenizer) -> dict[str, Any]:
@@ -76,7 +86,7 @@ def tokenise_t5(tokenizer: T5Tokenizer, prompts: Sequence[str]) -> torch.Tensor:
 
 
 def encode_masked(
-    text_encoder: T5EncoderModel, ids: torch.Tensor
+    text_encoder: T5EncoderModel | UMT5EncoderModel, ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """States [N, L, 64] of token ids [N, L], and the mask [N, L] that leaves the padding out."""
     mask = (ids != text_encoder.config.pad_token_id).long()

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -23,7 +23,7 @@ FIRST_EXPORT = 100
 def train(
     family: SmallFamily,
     work_dir: Path,
-    vae: AutoencoderKL,
+    vae: ModelMixin,
     config: TrainingConfig,
     device: str = "cpu",
 ) -> DiffusionPipeline:

@@ -173,7 +173,10 @@ def test_pictures_of_another_size_or_content_are_not_judged(command, tmp_path):
     ("arguments", "named"),
     [
         (("--cache_methods", "Fb", "Tee"), "accepted: None, Fb, Tea, Fast, Ada, Auto"),
-        (("--model_type", "dalle"), "one of dit, flux, opensora, pixart, sd, sd3, got 'dalle'"),
+        (
+            ("--model_type", "dalle"),
+            "one of dit, flux, opensora, pixart, sd, sd3, wan, got 'dalle'",
+        ),
         (("--num_inference_steps", "3"), "at least 4"),
         (("--repetitions", "0"), "at least 1"),
         (("--adacorr_gamma", "-1"), "at least 0"),

@@ -48,7 +48,9 @@ class GridDPMSolver(DPMSolverMultistepScheduler):
     ) -> None:
         super().set_timesteps(num_inference_steps, device)
         self.grid.set_timesteps(num_inference_steps, device=device, **sizes)
-        self.timesteps, self.sigmas = self.grid.timesteps, self.grid.sigmas
+        self.sigmas = self.grid.sigmas
+        # with their fractions, which UniPC cuts off: the model is told the very sigma
+        self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
 
 
 class RectifiedFlowDPMSolver(GridDPMSolver):

@@ -6,17 +6,19 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    WanTransformer3DModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from benchmark import cli
 from benchmark.settings import Settings
-from benchmark.small import dit, opensora, pixart
+from benchmark.small import dit, opensora, pixart, wan
 from benchmark.small.text import TEXT_WIDTH
 from benchmark.small.tokenizers import build_clip_tokenizer, build_t5_tokenizer
 from benchmark.studies.catalogue import STUDIES
@@ -132,4 +134,28 @@ def tiny_opensora():
     return opensora.build_pipeline(tiny_vae()), transformer
 
 
-TINY = {"pixart": tiny_pixart, "dit": tiny_dit, "opensora": tiny_opensora}
+def tiny_wan():
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1] * 4,
+        latents_std=[2.0] * 4,
+    )
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=TEXT_WIDTH,
+        freq_dim=16,
+        ffn_dim=24,
+        num_layers=3,
+        rope_max_seq_len=16,
+    )
+    return wan.build_pipeline(vae), transformer
+
+
+TINY = {"pixart": tiny_pixart, "dit": tiny_dit, "opensora": tiny_opensora, "wan": tiny_wan}

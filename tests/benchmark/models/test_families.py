@@ -69,13 +69,14 @@ COMPARISON = (
         ("pixart", (3, 64, 64), "prompt"),
         ("dit", (3, 64, 64), "class_label"),
         ("opensora", (16, 3, 64, 64), "prompt"),
+        ("wan", (17, 3, 64, 64), "prompt"),
     ],
 )
 def test_a_comparison_of_every_family(command, tmp_path, name, shape, text):
     assert command(name, *COMPARISON) == 0
     out, family = tmp_path / "out", FAMILIES[name]
     document = json.loads((out / "results.json").read_text())
-    assert document["settings"]["guidance_scale"] == 3.0
+    assert document["settings"]["guidance_scale"] == family.guidance_scale
     assert [set(entry) for entry in document["prompts"]] == [{text, "seed"}] * 2
     uncached, fast, *fewer = document["results"]
     assert uncached["solver"] == fast["solver"] == family.solvers[0]
@@ -104,6 +105,18 @@ def test_guidance_above_1_doubles_the_batch_and_1_does_not(models):
         own = replace(given, guidance_scale=scale)
         pipe(**loading.call_arguments(own, pipe, "red circle"), num_inference_steps=1)
     assert sizes == [2, 1]
+
+
+def test_wan_is_guided_in_a_second_call(models):
+    given = read_settings(["--model_type", "wan", "--model", str(models / "wan")])
+    pipe, sizes = loading.load_pipeline(given), []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    for scale in (5.0, 1.0):
+        own = replace(given, guidance_scale=scale)
+        pipe(**loading.call_arguments(own, pipe, "a circle"), num_inference_steps=1)
+    assert sizes == [1, 1, 1]
 
 
 def test_a_class_name_that_the_pipeline_does_not_know_is_named(command, tmp_path, capsys):
@@ -186,7 +199,10 @@ def test_what_a_family_does_not_have_is_refused_by_name(name, arguments, named):
         read_settings(["--model_type", name, *arguments])
 
 
-def test_real_clips_are_of_the_judges_shape(monkeypatch):
+@pytest.mark.parametrize(("name", "frames"), [("opensora", 16), ("wan", 17)])
+def test_real_clips_are_of_the_judged_shape(monkeypatch, name, frames):
     monkeypatch.setattr(judging, "REAL_CLIPS", 3)
-    drawn = list(judging.clips().real(torch.Generator().manual_seed(0)))
-    assert [tuple(batch.shape) for batch in drawn] == [(3, 16, 3, 64, 64)]
+    judged = FAMILIES[name].judging()
+    drawn = list(judged.real(torch.Generator().manual_seed(0)))
+    assert [tuple(batch.shape) for batch in drawn] == [(3, frames, 3, 64, 64)]
+    assert judged.shape == (frames, 3, 64, 64)

@@ -127,6 +127,22 @@ def test_dpm_solver_takes_the_noise_levels_of_a_rectified_flow():
     assert torch.equal(scheduler.sigmas, own.sigmas)
 
 
+def flow_unipc():
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+
+
+def test_dpm_solver_takes_the_noise_levels_of_a_flow_with_unipc():
+    own = flow_unipc()
+    assert make_scheduler(UNIPC, own, 20) is own
+    scheduler = make_scheduler(DPM_SOLVER, own, 20)
+    for each in (own, scheduler):
+        each.set_timesteps(7)
+    assert torch.equal(scheduler.timesteps, own.timesteps)
+    assert torch.equal(scheduler.sigmas, own.sigmas)
+
+
 SPREAD = 0.5
 """Standard deviation of Gaussian data: their sampling ODE has a solution in closed form."""
 
@@ -152,14 +168,14 @@ def error_of_noise_solver(scheduler, steps, start):
     return (sampled(scheduler, steps, predict).flatten() - exact).abs().max().item()
 
 
-def error_of_flow_solver(scheduler, steps):
-    """Largest error of x(0) = SPREAD x(1), for a velocity towards the data."""
+def error_of_flow_solver(scheduler, steps, sign=1):
+    """Largest error of x(0) = SPREAD x(1), for a velocity towards the data, or from it (-1)."""
 
     def predict(x, t):
         sigma = float(t) / 1000
         variance = (1 - sigma) ** 2 * SPREAD**2 + sigma**2
         clean, noise = (1 - sigma) * SPREAD**2 / variance * x, sigma / variance * x
-        return clean - noise
+        return sign * (clean - noise)
 
     exact = SPREAD * torch.linspace(-2, 2, 9)
     return (sampled(scheduler, steps, predict).flatten() - exact).abs().max().item()
@@ -189,3 +205,11 @@ def test_the_ode_of_opensora_is_solved_on_the_uncached_runs_noise_levels():
     converged = error_of_flow_solver(make_scheduler(ode.solver, rectified_flow(), 30), ode.steps)
     assert converged < 2e-3
     assert converged < 0.1 * error_of_flow_solver(rectified_flow(), 30)
+
+
+def test_the_ode_of_wan_is_solved_on_the_uncached_runs_noise_levels():
+    ode = FAMILIES["wan"].ode
+    solver = make_scheduler(ode.solver, flow_unipc(), 30)
+    converged = error_of_flow_solver(solver, ode.steps, sign=-1)
+    assert converged < 2e-3
+    assert converged < error_of_flow_solver(flow_unipc(), 10, sign=-1)

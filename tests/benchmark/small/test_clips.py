@@ -138,3 +138,30 @@ def test_the_clip_judge_names_what_is_wrong_with_its_arguments():
         judge(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="do not match"):
         judge.prompt_accuracy(torch.zeros(2, FRAMES, 3, 64, 64), ["a"])
+
+
+def test_the_clip_judge_looks_at_the_first_16_frames_of_longer_clips():
+    torch.manual_seed(0)
+    judge = ClipJudge(8, 16).eval()
+    clips = torch.rand(2, FRAMES + 1, 3, 64, 64)
+    assert torch.equal(judge(clips), judge(clips[:, :FRAMES]))
+    with pytest.raises(ValueError, match="clips must be"):
+        judge(clips[:, : FRAMES - 1])
+
+
+def test_longer_clips_move_as_far_a_frame_and_stay_inside_the_picture():
+    rows = moving_labels(
+        parse_prompt(f"a red square moves {d} quickly on a blue plain background")
+        for d in DIRECTIONS
+    )
+    clips = render_clips(rows, torch.Generator().manual_seed(0), FRAMES + 1)
+    red = clips[:, :, 0] > 0.5  # [4, 17, 64, 64]
+    seen = red.flatten(0, 1)
+    edges = seen[:, 0].any() or seen[:, -1].any() or seen[:, :, 0].any() or seen[:, :, -1].any()
+    assert not edges
+    places = (red * torch.arange(64.0)).sum((2, 3)) / red.sum((2, 3))  # mean column
+    way = (places[:, -1] - places[:, 0]) / FRAMES
+    assert way[:2].tolist() == pytest.approx([-PIXELS_A_FRAME[1], PIXELS_A_FRAME[1]], abs=0.1)
+    assert way[2:].tolist() == pytest.approx([0.0, 0.0], abs=0.1)
+    with pytest.raises(ValueError, match=r"frames must be in 1..17, got 18"):
+        render_clips(rows, torch.Generator(), FRAMES + 2)

@@ -1,4 +1,4 @@
-"""The small PixArt, DiT and Open-Sora pipelines before any training, and the training loop."""
+"""The small pipelines beside FLUX's before any training, and the training loop."""
 
 import dataclasses
 import json
@@ -6,15 +6,20 @@ import json
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
     DiTPipeline,
     PixArtSigmaPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    WanPipeline,
 )
 
-from benchmark.small import training
+from benchmark.models.families import FAMILIES
+from benchmark.small import training, wan
 from benchmark.small.autoencoder import absorb_shift, build_autoencoder, encode_pictures
 from benchmark.small.card import training_document
+from benchmark.small.clip_autoencoder import build_clip_autoencoder
 from benchmark.small.dit import NULL_CLASS, class_ids, class_labels
 from benchmark.small.families import NAMES, small_family
 from benchmark.small.family import TrainingConfig
@@ -43,13 +48,14 @@ from benchmark.small.text import encode_masked, label_loss, tokenise_t5
 from benchmark.small.training import train
 from xfuser_adacorr.models import OpenSoraPipeline
 
-NEW = ("pixart", "dit", "opensora", "sd", "sd3")
+NEW = ("pixart", "dit", "opensora", "sd", "sd3", "wan")
 CLASS = {
     "pixart": PixArtSigmaPipeline,
     "dit": DiTPipeline,
     "opensora": OpenSoraPipeline,
     "sd": StableDiffusionPipeline,
     "sd3": StableDiffusion3Pipeline,
+    "wan": WanPipeline,
 }
 
 
@@ -62,9 +68,21 @@ def vae():
 
 
 @pytest.fixture(scope="module")
-def pipelines(vae):
+def vaes(vae):
+    torch.manual_seed(3)
+    return {AutoencoderKL: vae, AutoencoderKLWan: build_clip_autoencoder().eval()}
+
+
+@pytest.fixture(scope="module")
+def build(vaes):
+    """Builds the pipeline of a small family around an untrained autoencoder of its own."""
+    return lambda family: family.build_pipeline(vaes[family.autoencoding.model_class])
+
+
+@pytest.fixture(scope="module")
+def pipelines(build):
     torch.manual_seed(1)
-    return {name: small_family(name).build_pipeline(vae) for name in NEW}
+    return {name: build(small_family(name)) for name in NEW}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +103,7 @@ def test_no_two_entries_of_any_family_share_a_seed():
     assert len(set(seeds)) == len(seeds) == 96 * len(NAMES)
 
 
-@pytest.mark.parametrize("name", ["pixart", "opensora"])
+@pytest.mark.parametrize("name", ["pixart", "opensora", "wan"])
 def test_prompts_of_both_splits_are_distinct(name):
     texts = [text for s in ("development", "test") for text in read_entries(name, s).texts]
     assert len(set(texts)) == 96
@@ -198,6 +216,14 @@ def test_an_untrained_video_transformer_predicts_zero(pipelines):
     assert not sample.any()
 
 
+def test_an_untrained_wan_transformer_predicts_zero(pipelines):
+    transformer = pipelines["wan"].transformer
+    latents = torch.randn(2, 16, 3, 8, 8)
+    sample = transformer(latents, torch.tensor([500.0, 20.0]), torch.randn(2, 16, 64)).sample
+    assert sample.shape == latents.shape
+    assert not sample.any()
+
+
 def test_a_patch_that_does_not_fit_beside_the_positions_raises():
     with pytest.raises(ValueError, match="does not fit"):
         isometric_(torch.nn.Conv2d(8, 40, 2, stride=2), torch.randn(16, 40))
@@ -215,7 +241,7 @@ def test_a_saved_pipeline_loads_and_generates(name, pipelines, tmp_path):
     plain, guided = (
         family.generate(loaded, [text], [7], steps=2, guidance_scale=scale) for scale in (1.0, 3.0)
     )
-    shape = (1, 16, 3, 64, 64) if family.clips else (1, 3, 64, 64)
+    shape = (1, FAMILIES[name].num_frames, 3, 64, 64) if family.clips else (1, 3, 64, 64)
     assert plain.shape == guided.shape == shape
     assert plain.min() >= 0 and plain.max() <= 1
 
@@ -260,11 +286,23 @@ def test_training_encodes_text_as_the_pipeline_does(name, pipelines):
     assert torch.equal(mask, expected[1])
 
 
+def test_training_encodes_text_as_wan_does(pipelines):
+    pipeline = pipelines["wan"]
+    texts = ["", *read_entries("wan", "test", 3).texts]
+    ids = tokenise_t5(pipeline.tokenizer, texts)
+    assert not (ids == pipeline.tokenizer.unk_token_id).any()
+    expected, _ = pipeline.encode_prompt(
+        texts, do_classifier_free_guidance=False, max_sequence_length=16
+    )
+    assert not expected[0, 1:].any() and expected[1, 10].any()
+    assert torch.allclose(wan.encode(pipeline.text_encoder, ids), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NEW)
-def test_the_loss_reaches_all_that_is_trained(name, vae, tmp_path):
+def test_the_loss_reaches_all_that_is_trained(name, build, tmp_path):
     family = small_family(name)
     torch.manual_seed(2)
-    pipeline = family.build_pipeline(vae)
+    pipeline = build(family)
     examples = family.load_examples(pipeline, 2, 0, tmp_path / family.latents)
     model = torch.nn.ModuleDict({part: getattr(pipeline, part) for part in family.trained})
     with torch.enable_grad():
@@ -300,6 +338,26 @@ def test_open_sora_learns_from_clips_and_from_as_many_single_frames():
     forwards = [float(number) for number in range(16)]
     assert {tuple(clip) for clip in seen[16]} == {tuple(forwards), tuple(forwards[::-1])}
     assert {frame for (frame,) in seen[1]} == set(forwards)
+
+
+def test_wan_learns_from_clips_and_from_five_times_as_many_first_frames():
+    numbers = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(3, 16, 5, 8, 8)
+    ids = torch.arange(1, 4).view(3, 1).expand(3, 16)
+    examples = wan.WanExamples(
+        latents=numbers.half(), ids=ids, empty_ids=torch.zeros(1, 16, dtype=torch.int64)
+    )
+    lengths = set()
+    for seed in range(20):
+        batch = examples.batch(4, 0.5, torch.Generator().manual_seed(seed), "cpu")
+        count, _, length = batch.noisy.shape[:3]
+        assert count * length == 20 and len(batch.ids) == len(batch.timesteps) == count
+        sigma = batch.timesteps.view(-1, 1, 1, 1, 1) / 1000
+        clean = batch.noisy - sigma * batch.velocity
+        assert torch.allclose(clean, numbers[:1, :, :length].expand_as(clean), atol=1e-5)
+        lengths.add(length)
+        if count == 20:
+            assert 0 < (batch.ids[:, 0] == 0).sum() < 20
+    assert lengths == {1, 5}
 
 
 def test_columns_without_any_label_add_nothing_to_the_loss():

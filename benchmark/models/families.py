@@ -237,7 +237,7 @@ FAMILIES = {
         guidance_scale=5.0,
         solvers=(UNIPC, DPM_SOLVER),
         solvers_note="second order, flow prediction, same noise levels",
-        ode=Ode(solver=DPM_SOLVER, steps=100),
+        ode=Ode(solver=DPM_SOLVER, steps=200),
         judge="clip_judge",
         judging=partial(judging.clips, 17),
     ),

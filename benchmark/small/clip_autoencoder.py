@@ -15,6 +15,8 @@ CHANNELS = 16
 TRAINING_FRAMES = 9
 """Three latents: the first, and two that see what lies before them."""
 PICTURE_SHARE = 0.5
+FITTED_CLIPS = 64
+"""So many give the latents' statistics."""
 
 
 def build_clip_autoencoder() -> AutoencoderKLWan:
@@ -133,7 +135,7 @@ def _fit_latents(model: AutoencoderKLWan, seed: int) -> None:
     """Sets the statistics so that every channel has zero mean and unit variance."""
     count = model.config.z_dim
     model.register_to_config(latents_mean=[0.0] * count, latents_std=[1.0] * count)
-    clips = training_clips(64, torch.Generator().manual_seed(seed + 7), 17)
+    clips = training_clips(FITTED_CLIPS, torch.Generator().manual_seed(seed + 7), 17)
     channels = encode_clips(model, clips).transpose(0, 1).flatten(1)
     model.register_to_config(
         latents_mean=[round(value, 5) for value in channels.mean(dim=1).tolist()],

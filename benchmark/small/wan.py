@@ -189,7 +189,7 @@ def warm_up(pipeline: WanPipeline) -> float:
 FAMILY = SmallFamily(
     name="wan",
     trained=("transformer", "text_encoder"),
-    config=TrainingConfig(minutes=60.0, batch_size=6, examples=4_000),
+    config=TrainingConfig(minutes=60.0, batch_size=6, examples=2_500),
     latents="wan_latents.pt",
     build_pipeline=build_pipeline,
     load_examples=load_examples,

@@ -123,7 +123,7 @@ def test_dpm_solver_takes_the_noise_levels_of_a_rectified_flow():
     scheduler = make_scheduler(DPM_SOLVER, own, 20)
     for each in (own, scheduler):
         each.set_timesteps(7, height=256, width=256, num_frames=17)
-    assert torch.equal(scheduler.timesteps, own.timesteps)
+    torch.testing.assert_close(scheduler.timesteps, own.timesteps)
     assert torch.equal(scheduler.sigmas, own.sigmas)
 
 
@@ -139,8 +139,9 @@ def test_dpm_solver_takes_the_noise_levels_of_a_flow_with_unipc():
     scheduler = make_scheduler(DPM_SOLVER, own, 20)
     for each in (own, scheduler):
         each.set_timesteps(7)
-    assert torch.equal(scheduler.timesteps, own.timesteps)
     assert torch.equal(scheduler.sigmas, own.sigmas)
+    assert torch.equal(scheduler.timesteps.long(), own.timesteps)
+    assert torch.equal(scheduler.timesteps, 1000 * own.sigmas[:-1])
 
 
 SPREAD = 0.5

@@ -19,9 +19,10 @@ from benchmark.small.families import small_family
 def trained(tmp_path_factory):
     """An autoencoder after three steps, and where they are kept."""
     folder = tmp_path_factory.mktemp("work")
-    with torch.enable_grad():
+    with pytest.MonkeyPatch.context() as patch, torch.enable_grad():
+        patch.setattr(clip_autoencoder, "FITTED_CLIPS", 4)
         torch.manual_seed(0)
-        return train_autoencoder(folder, 3, batch_size=1), folder
+        yield train_autoencoder(folder, 3, batch_size=1), folder
 
 
 def test_17_frames_become_5_latents_and_17_frames_again(trained):
@@ -40,10 +41,10 @@ def test_the_first_latent_is_of_the_first_frame_alone(trained):
 
 
 def test_the_transformers_latents_have_unit_variance(trained):
-    clips = training_clips(24, torch.Generator().manual_seed(8), 17)
+    clips = training_clips(4, torch.Generator().manual_seed(7), 17)  # those it was fitted to
     channels = encode_clips(trained[0], clips).transpose(0, 1).flatten(1)
-    assert channels.mean(dim=1).abs().max() < 0.3
-    assert (channels.std(dim=1) - 1).abs().max() < 0.3
+    assert channels.mean(dim=1).abs().max() < 1e-3
+    assert (channels.std(dim=1) - 1).abs().max() < 1e-3
 
 
 def test_the_statistics_are_those_that_the_pipeline_reads(trained):
@@ -78,7 +79,7 @@ def test_a_refined_decoder_leaves_the_latents_as_they_are(trained, tmp_path):
 def test_training_clips_show_no_held_back_motion(monkeypatch):
     seen = []
     monkeypatch.setattr(clip_autoencoder, "render_clips", lambda labels, *rest: seen.append(labels))
-    training_clips(3000, torch.Generator().manual_seed(0), 9)
+    training_clips(1000, torch.Generator().manual_seed(0), 9)
     held_back = {tuple(row) for row in clip_autoencoder.held_back_motions("wan").tolist()}
     assert held_back.isdisjoint(tuple(row) for row in seen[0].tolist())
 

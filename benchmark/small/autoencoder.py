@@ -79,6 +79,11 @@ def refine_decoder(
     return model.eval().requires_grad_(False)
 
 
+def decode_raw(model: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures or clips in [-1, 1] of latents as they are."""
+    return model.decode(latents).sample
+
+
 def train_reconstruction(
     trained: nn.Module,
     model: ModelMixin,
@@ -89,12 +94,13 @@ def train_reconstruction(
     seed: int,
     peak: float,
     noise_share: float,
+    decode: Callable[[ModelMixin, torch.Tensor], torch.Tensor] = decode_raw,
 ) -> None:
     """Trains the part `trained` of `model` on reconstruction, with resumable checkpoints.
 
     `model` is an autoencoder of pictures or of clips, and `draw` gives what it learns from. `peak`
     is the highest learning rate, `noise_share` the noise on the decoder's input as a share of the
-    latents' spread.
+    latents' spread; `decode` is what gradients go through.
     """
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0)
     device = next(model.parameters()).device
@@ -115,7 +121,7 @@ def train_reconstruction(
         latents = posterior.mean
         noise = torch.randn(latents.shape, generator=generator).to(device)
         latents = latents + noise_share * latents.detach().std() * noise
-        difference = model.decode(latents).sample - target
+        difference = decode(model, latents) - target
         loss = difference.abs().mean() + 2 * difference.square().mean()
         loss = loss + KL_WEIGHT * posterior.kl().mean()
         optimizer.zero_grad()
@@ -201,7 +207,7 @@ def _fit_scaling(model: AutoencoderKL, seed: int) -> None:
 @torch.no_grad()
 def _save_reconstructions(model: ModelMixin, draw: Draw, path: Path) -> None:
     target = draw(8, torch.Generator().manual_seed(5)).to(next(model.parameters()).device)
-    decoded = model.decode(model.encode(target).latent_dist.mean).sample
+    decoded = decode_raw(model, model.encode(target).latent_dist.mean)
     shown = torch.cat([target, decoded]).cpu() / 2 + 0.5
     if shown.ndim == 4:
         save_grid(shown, path)

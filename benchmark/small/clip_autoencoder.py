@@ -4,6 +4,13 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanAttentionBlock,
+    WanCausalConv3d,
+    WanResample,
+    WanResidualBlock,
+    unpatchify,
+)
 from torch import nn
 
 from benchmark.small.autoencoder import train_reconstruction
@@ -24,7 +31,7 @@ def build_clip_autoencoder() -> AutoencoderKLWan:
 
     As in Wan 2.2 patches of 2x2 pixels go in.
     """
-    return AutoencoderKLWan(
+    model = AutoencoderKLWan(
         base_dim=16,
         z_dim=CHANNELS,
         dim_mult=[1, 2, 4],
@@ -38,6 +45,36 @@ def build_clip_autoencoder() -> AutoencoderKLWan:
         latents_mean=[0.0] * CHANNELS,
         latents_std=[1.0] * CHANNELS,
     )
+    _start_as_pictures_(model)
+    return model
+
+
+@torch.no_grad()
+def _start_as_pictures_(model: AutoencoderKLWan) -> None:
+    """Starting values with which few steps suffice.
+
+    Residual blocks and attention start as the identity. The other convolutions look at the last of
+    their three frames alone, so that every frame of a clip is a picture at first, and keep the
+    variance. The constant that goes in beside the signal tells the normalisation its length.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            weight = module.weight
+            last = weight[:, :, -1] if weight.ndim == 5 else weight
+            nn.init.zeros_(weight)
+            last.copy_(nn.init.kaiming_normal_(torch.empty_like(last), nonlinearity="linear"))
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, WanResidualBlock):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, WanAttentionBlock):
+            nn.init.zeros_(module.proj.weight)
+        elif isinstance(module, WanResample) and hasattr(module, "time_conv"):
+            weight = module.time_conv.weight  # for one frame or two, [D or 2 D, D, 3, 1, 1]
+            copies = len(weight) // weight.shape[1]
+            weight[:, :, -1, 0, 0] = torch.eye(weight.shape[1]).repeat(copies, 1)
+    for part in (model.encoder, model.decoder):
+        nn.init.normal_(part.conv_in.bias)
 
 
 def training_clips(number: int, generator: torch.Generator, frames: int) -> torch.Tensor:
@@ -55,6 +92,27 @@ def _targets(number: int, generator: torch.Generator) -> torch.Tensor:
     return _pixels(training_clips(number, generator, TRAINING_FRAMES))
 
 
+def decode_unclamped(model: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """What `model.decode` returns for latents as they are, [N, 3, F, H, W], but not clamped.
+
+    A clamped pixel of the wrong sign would have no gradient.
+    """
+    cached: list[torch.Tensor | None] = [None] * len(
+        [part for part in model.decoder.modules() if isinstance(part, WanCausalConv3d)]
+    )
+    states = model.post_quant_conv(latents)
+    frames = [
+        model.decoder(
+            states[:, :, index : index + 1],
+            feat_cache=cached,
+            feat_idx=[0],
+            first_chunk=index == 0,
+        )
+        for index in range(states.shape[2])
+    ]
+    return unpatchify(torch.cat(frames, dim=2), model.config.patch_size)
+
+
 def train_autoencoder(
     work_dir: Path, steps: int, batch_size: int = 3, seed: int = 0, device: str = "cpu"
 ) -> AutoencoderKLWan:
@@ -64,7 +122,18 @@ def train_autoencoder(
     """
     model = build_clip_autoencoder().to(device)
     checkpoint = work_dir / "clip_vae.pt"
-    train_reconstruction(model, model, checkpoint, _targets, steps, batch_size, seed, 2e-3, 0.04)
+    train_reconstruction(
+        model,
+        model,
+        checkpoint,
+        _targets,
+        steps,
+        batch_size,
+        seed,
+        peak=2e-3,
+        noise_share=0.04,
+        decode=decode_unclamped,
+    )
     _fit_latents(model, seed)
     return model.eval().requires_grad_(False)
 
@@ -75,7 +144,18 @@ def refine_decoder(
     """Trains the decoder alone for longer; resumes from, and is kept as, `clip_decoder.pt`."""
     decoder = nn.ModuleList([model.decoder, model.post_quant_conv]).requires_grad_(True)
     checkpoint = work_dir / "clip_decoder.pt"
-    train_reconstruction(decoder, model, checkpoint, _targets, steps, batch_size, seed, 1e-3, 0.06)
+    train_reconstruction(
+        decoder,
+        model,
+        checkpoint,
+        _targets,
+        steps,
+        batch_size,
+        seed,
+        peak=1e-3,
+        noise_share=0.06,
+        decode=decode_unclamped,
+    )
     return model.eval().requires_grad_(False)
 
 

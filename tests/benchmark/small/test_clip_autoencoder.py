@@ -87,3 +87,21 @@ def test_training_clips_show_no_held_back_motion(monkeypatch):
 def test_a_missing_judge_of_clips_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no judge in"):
         stages._judge(small_family("wan"), tmp_path, build_clip_autoencoder(), tmp_path / "none")
+
+
+def test_what_is_trained_is_what_is_decoded_but_for_the_clamp(trained):
+    latents = 3 * torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    raw = clip_autoencoder.decode_unclamped(trained[0], latents)
+    assert raw.abs().max() > 1
+    assert torch.allclose(raw.clamp(-1, 1), trained[0].decode(latents).sample, atol=1e-5)
+
+
+def test_an_untrained_autoencoder_takes_every_chunk_of_a_clip_as_its_last_frame():
+    torch.manual_seed(0)
+    model = build_clip_autoencoder().eval()
+    clips = training_clips(1, torch.Generator().manual_seed(1), 9)
+    latents = encode_clips(model, clips)
+    frames = encode_clips(model, clips[0, ::4].unsqueeze(1))  # 0, 4, 8: three clips of one frame
+    assert torch.allclose(latents[0].transpose(0, 1), frames[:, :, 0], atol=1e-4)
+    decoded = decode_clips(model, latents)
+    assert torch.allclose(decoded[:, 1:5], decoded[:, 4:5].expand(-1, 4, -1, -1, -1), atol=1e-5)

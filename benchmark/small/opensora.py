@@ -1,6 +1,7 @@
 """The small Open-Sora pipeline: components, examples, loss, and how it is called."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,24 +11,21 @@ from torch import nn
 from benchmark.models.package import VIDEO_FPS
 from benchmark.small.autoencoder import encode_pictures
 from benchmark.small.clip_judge import ClipJudge
+from benchmark.small.clip_texts import CLIP_WORDS, TEXT_TOKENS, tokenise_labels, warm_up_on_clips
 from benchmark.small.clips import FRAMES, render_clips
 from benchmark.small.family import SmallFamily, TrainingConfig
 from benchmark.small.initialisation import isometric_, zero_
 from benchmark.small.latents import load_encoded, sample_sigmas
-from benchmark.small.motion import CHOICES, labels_moving, reversed_motion, sample_labels
-from benchmark.small.motion import WORDS as MOTION_WORDS
+from benchmark.small.motion import reversed_motion, sample_labels
 from benchmark.small.splits import held_back_motions
 from benchmark.small.text import (
     TEXT_WIDTH,
     build_t5_encoder,
     encode_masked,
-    tokenise_t5,
-    warm_up_text_encoders,
 )
-from benchmark.small.tokenizers import WORDS, build_t5_tokenizer
+from benchmark.small.tokenizers import build_t5_tokenizer
 from xfuser_adacorr.models import OpenSoraPipeline, RectifiedFlowScheduler, STDiT3Transformer3DModel
 
-TEXT_TOKENS = 16
 SIZE = 64
 DWELL_ABOVE = 0.7
 """Sixteen frames tell more of a shape than one: it is decided at higher noise than in a picture."""
@@ -63,7 +61,7 @@ def build_transformer(latent_channels: int = 8) -> STDiT3Transformer3DModel:
 
 def build_pipeline(vae: AutoencoderKL) -> OpenSoraPipeline:
     """A pipeline around `vae` with untrained text encoder and transformer."""
-    tokenizer = build_t5_tokenizer((*WORDS, *MOTION_WORDS), TEXT_TOKENS)
+    tokenizer = build_t5_tokenizer(CLIP_WORDS, TEXT_TOKENS)
     return OpenSoraPipeline(
         tokenizer=tokenizer,
         text_encoder=build_t5_encoder(tokenizer),
@@ -157,11 +155,6 @@ def load_examples(pipeline: OpenSoraPipeline, number: int, seed: int, path: Path
     return ClipExamples(latents=latents, ids=torch.stack(both))
 
 
-def tokenise_labels(pipeline: OpenSoraPipeline, labels: torch.Tensor) -> torch.Tensor:
-    """T5 token ids [N, 16] of the prompts of label rows [N, 6]."""
-    return tokenise_t5(pipeline.tokenizer, [labels_moving(row).prompt for row in labels])
-
-
 def loss(model: nn.ModuleDict, batch: ClipBatch) -> torch.Tensor:
     """Mean squared error of the predicted velocity, with the pipeline's own arguments."""
     transformer = model["transformer"]
@@ -180,19 +173,6 @@ def loss(model: nn.ModuleDict, batch: ClipBatch) -> torch.Tensor:
     return (prediction[:, : batch.noisy.shape[1]] - batch.velocity).square().mean()
 
 
-def warm_up(pipeline: OpenSoraPipeline) -> float:
-    """Teaches the text encoder to name the scene, `warm_up_text_encoders`."""
-    generator = torch.Generator().manual_seed(1)
-    labels = sample_labels(8192, generator, exclude=held_back_motions())
-    return warm_up_text_encoders(
-        nn.ModuleList([pipeline.text_encoder]),
-        lambda ids: [encode_masked(pipeline.text_encoder, ids)[0]],
-        [tokenise_labels(pipeline, labels)],
-        labels,
-        CHOICES,
-    )
-
-
 FAMILY = SmallFamily(
     name="opensora",
     trained=("transformer", "text_encoder"),
@@ -202,6 +182,6 @@ FAMILY = SmallFamily(
     load_examples=load_examples,
     loss=loss,
     accuracy=ClipJudge.prompt_accuracy,
-    warm_up=warm_up,
+    warm_up=partial(warm_up_on_clips, family="opensora"),
     clips=True,
 )

@@ -1,6 +1,7 @@
 """The small Wan 2.1 pipeline: components, examples, loss, and how it is called."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,23 +17,21 @@ from transformers import UMT5EncoderModel
 from benchmark.models.families import FAMILIES
 from benchmark.small.clip_autoencoder import encode_clips
 from benchmark.small.clip_judge import ClipJudge
+from benchmark.small.clip_texts import CLIP_WORDS, TEXT_TOKENS, tokenise_labels, warm_up_on_clips
 from benchmark.small.clips import render_clips
 from benchmark.small.family import CLIPS, SmallFamily, TrainingConfig
 from benchmark.small.initialisation import isometric_, zero_
 from benchmark.small.latents import load_encoded, sample_sigmas
-from benchmark.small.motion import CHOICES, labels_moving, sample_labels
-from benchmark.small.motion import WORDS as MOTION_WORDS
+from benchmark.small.motion import sample_labels
 from benchmark.small.splits import held_back_motions
 from benchmark.small.text import (
     TEXT_WIDTH,
     build_umt5_encoder,
     encode_masked,
     tokenise_t5,
-    warm_up_text_encoders,
 )
-from benchmark.small.tokenizers import WORDS, build_t5_tokenizer
+from benchmark.small.tokenizers import build_t5_tokenizer
 
-TEXT_TOKENS = 16
 FRAMES = FAMILIES["wan"].num_frames
 WIDTH = 128
 PICTURE_SHARE = 0.5
@@ -68,7 +67,7 @@ def build_transformer(latent_channels: int = 16) -> WanTransformer3DModel:
 
 def build_pipeline(vae: AutoencoderKLWan) -> WanPipeline:
     """A pipeline around `vae` with untrained text encoder and transformer."""
-    tokenizer = build_t5_tokenizer((*WORDS, *MOTION_WORDS), TEXT_TOKENS)
+    tokenizer = build_t5_tokenizer(CLIP_WORDS, TEXT_TOKENS)
     return WanPipeline(
         tokenizer=tokenizer,
         text_encoder=build_umt5_encoder(tokenizer),
@@ -151,11 +150,6 @@ def load_examples(pipeline: WanPipeline, number: int, seed: int, path: Path) -> 
     )
 
 
-def tokenise_labels(pipeline: WanPipeline, labels: torch.Tensor) -> torch.Tensor:
-    """Token ids [N, 16] of the prompts of label rows [N, 6]."""
-    return tokenise_t5(pipeline.tokenizer, [labels_moving(row).prompt for row in labels])
-
-
 def encode(text_encoder: UMT5EncoderModel, ids: torch.Tensor) -> torch.Tensor:
     """States [N, 16, 64] of token ids [N, 16], zero where padding is, as in the pipeline."""
     states, mask = encode_masked(text_encoder, ids)
@@ -173,19 +167,6 @@ def loss(model: nn.ModuleDict, batch: WanBatch) -> torch.Tensor:
     return (velocity - batch.velocity).square().mean()
 
 
-def warm_up(pipeline: WanPipeline) -> float:
-    """Teaches the text encoder to name the scene, `warm_up_text_encoders`."""
-    generator = torch.Generator().manual_seed(1)
-    labels = sample_labels(8192, generator, exclude=held_back_motions("wan"))
-    return warm_up_text_encoders(
-        nn.ModuleList([pipeline.text_encoder]),
-        lambda ids: [encode_masked(pipeline.text_encoder, ids)[0]],
-        [tokenise_labels(pipeline, labels)],
-        labels,
-        CHOICES,
-    )
-
-
 FAMILY = SmallFamily(
     name="wan",
     trained=("transformer", "text_encoder"),
@@ -196,6 +177,6 @@ FAMILY = SmallFamily(
     loss=loss,
     accuracy=ClipJudge.prompt_accuracy,
     autoencoding=CLIPS,
-    warm_up=warm_up,
+    warm_up=partial(warm_up_on_clips, family="wan"),
     clips=True,
 )

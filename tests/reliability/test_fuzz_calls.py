@@ -60,6 +60,7 @@ runs = st.lists(
             "stop": st.one_of(st.none(), st.integers(0, 8)),
             "how": st.sampled_from(["left", "exception", "reset", "interrupt"]),
             "changed_at": st.one_of(st.none(), st.integers(1, 8)),
+            "changes": st.integers(1, 3),
             "late": st.one_of(st.none(), st.integers(1, 6)),
             "jump": st.one_of(st.none(), st.integers(1, 8)),
             "cropped_at": st.one_of(st.none(), st.integers(1, 8)),
@@ -85,6 +86,11 @@ class Player:
             self.made += 1
             found[name] = torch.full((1, 3, WIDTH), float(self.made))
         return found
+
+    def changes(self, run, i):
+        """Whether the conditioning is another one from the run's i-th step on."""
+        at = run["changed_at"]
+        return at is not None and at <= i < at + run["changes"]
 
     def call(self, x, t, text, name, named):
         timestep = torch.as_tensor(float(t) / 1000).expand(len(x))
@@ -112,7 +118,7 @@ class Player:
                 if run["how"] == "reset" and cached:
                     reset_cache(model)
                 return i
-            if i == run["changed_at"] and i >= TELLING + (run["late"] or 0):
+            if self.changes(run, i) and i >= TELLING + (run["late"] or 0):
                 texts = self.texts(run["branches"])
             if i == run["cropped_at"] and isinstance(scheduler, ONE_STEP) and x.shape[1] > 1:
                 x = x[:, :-1]
@@ -161,7 +167,7 @@ class BarePlayer(Player):
                 if run["how"] == "reset" and cached:
                     reset_cache(self.model)
                 return
-            if i == run["changed_at"]:
+            if self.changes(run, i):
                 texts = self.texts(run["branches"])
             if i == run["jump"]:
                 continue
@@ -209,6 +215,7 @@ PLAIN = {
     "stop": None,
     "how": "left",
     "changed_at": None,
+    "changes": 1,
     "late": None,
     "jump": None,
     "cropped_at": None,

@@ -1,7 +1,7 @@
 """What a denoiser was called with, and whether an earlier answer still fits."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -20,38 +20,44 @@ class Inputs:
     """What a denoiser was called with, as far as it tells whether an earlier answer fits."""
 
     def __init__(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        described = [_described(leaf) for leaf in leaves]
-        self.layout = (spec, tuple(layout for layout, _ in described))
-        self._identities = [identity for _, identity in described]
-        self._constant: list[bool] | None = None
-        """Of each leaf, whether it has been the same object so far; None after one call."""
+        leaves, spec = pytree.tree_flatten_with_path((args, dict(kwargs)))
+        described = [(path, *_described(leaf)) for path, leaf in leaves]
+        self.layout = (spec, tuple(layout for _, layout, _ in described))
+        self._identities = {path: identity for path, _, identity in described}
+        self._constant: dict[Any, bool] = {}
+        """Of each leaf that was there in two calls, whether it was the same in the first two."""
 
     def follows(self, before: "Inputs") -> bool:
-        """Whether all that stayed the same so far still does; learns from ``before``."""
-        if self.layout != before.layout:
-            return False
-        pairs = zip(before._identities, self._identities, strict=True)
-        same = [_same(a, b) for a, b in pairs]
-        if before._constant is None:
-            self._constant = same
-            return True
-        changed = any(was and not now for was, now in zip(before._constant, same, strict=True))
-        self._constant = None if changed else before._constant  # to be learned anew
-        return not changed
+        """Whether all that stayed the same so far still does; learns from ``before``.
+
+        What is new in the second call is taken to be new in every call. What is the same there has
+        to stay, also where another leaf has changed, or its shape.
+        """
+        both = [path for path in self._identities if path in before._identities]
+        same = {path: _same(before._identities[path], self._identities[path]) for path in both}
+        self._constant = same | before._constant
+        changed = any(self._constant[path] and not same[path] for path in both)
+        return self.layout == before.layout and not changed
 
 
-def equal_inputs(before: Any, now: Any) -> bool:
-    """Whether two trees of arguments hold the same values; tensors that are not the same objects
-    are read."""
+def same_conditioning(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two calls are given the same values, but for numbers that may belong to a step.
+
+    These are Python numbers and tensors of floats with one axis at most: another timestep, a noise
+    level. Tensors that are not the same objects are read.
+    """
     ours, spec = pytree.tree_flatten(now)
     theirs, other = pytree.tree_flatten(before)
-    return spec == other and all(
-        a is b
-        or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))
-        or (not isinstance(a, Tensor) and type(a) is type(b) and a == b)
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    return spec == other and all(map(_agree, theirs, ours))
+
+
+def _agree(a: Any, b: Any) -> bool:
+    if a is b or type(a) is not type(b):
+        return a is b
+    if isinstance(a, Tensor):
+        number = a.ndim <= 1 and a.shape == b.shape and a.is_floating_point()
+        return number or torch.equal(a, b)
+    return isinstance(a, (int, float)) or (isinstance(a, Hashable) and a == b)
 
 
 def _described(leaf: Any) -> tuple[Any, Any]:

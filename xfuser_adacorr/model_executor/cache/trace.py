@@ -208,7 +208,8 @@ IDLE_HINTS = {
     "base": "its signal never stayed below the threshold; raise rel_l1_thresh",
     "offset": "the expected error always reached the tolerance; raise the tolerance",
     "warmup": "warmup_steps covers them",
-    "inputs": "the denoisers are called with other conditioning in every step",
+    "inputs": "the denoisers are called with other conditioning in every step; where that is so by "
+    "design, give a bare model its scheduler",
     "autograd": "gradients are recorded; sample under torch.no_grad()",
     "budget": "the budget covers them",
     "first": "each was taken for the first of a run; call set_timesteps once a run",

@@ -17,7 +17,7 @@ from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.others import check_alone
 from xfuser_adacorr.model_executor.cache.engine import Lane
-from xfuser_adacorr.model_executor.cache.inputs import Inputs, equal_inputs, records_gradients
+from xfuser_adacorr.model_executor.cache.inputs import Inputs, records_gradients, same_conditioning
 from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -66,7 +66,7 @@ class Branch:
     inputs: Inputs | None = None
     """What the model was last called with, beside the latents and the timestep."""
     conditioning: Mapping[str, Any] | None = None
-    """The same itself, after the first call."""
+    """The same itself."""
 
 
 @dataclass(slots=True)
@@ -283,18 +283,14 @@ class ModelSite:
     def _changed(self, branch: Branch, conditioning: Mapping[str, Any]) -> bool:
         """Whether the model is called with other conditioning than the branch was so far.
 
-        After a single call nothing tells what stays the same: values are compared. A run that was
-        left after its first call may be followed by one that begins at a lower noise level.
+        Nothing tells the first calls of several runs from those of one, so that what is new in
+        every call cannot be learned as under a scheduler: values are compared.
         """
         before, branch.inputs = branch.inputs, Inputs((), conditioning)
+        given, branch.conditioning = branch.conditioning, conditioning
         if before is None:
-            branch.conditioning = conditioning
             return False
-        follows = branch.inputs.follows(before)
-        if branch.conditioning is not None:
-            follows = follows and equal_inputs(branch.conditioning, conditioning)
-            branch.conditioning = None
-        return not follows
+        return not (branch.inputs.follows(before) and same_conditioning(given, conditioning))
 
     def _restarted(self, branch: Branch, step: Step) -> Branch:
         """A new run began: nothing of the one before may be used."""

@@ -143,7 +143,7 @@ class SamplerSite:
     def _overruled(self, run: Run, step: Step, decision: Decision) -> Decision:
         """The decision, but for what no rule can know."""
         if step.follows:
-            return decision.turned(run.trace.calls[-1].refreshed, "stage")
+            decision = decision.turned(run.trace.calls[-1].refreshed, "stage")
         if run.gradients:
             warn_once(STANDS_ASIDE)
             return decision.turned(True, "autograd")

@@ -39,7 +39,8 @@ def sample(
                 expected = error + kappa * drift * abs(s_next - s) * speed
                 share = expected / tolerance
             score = share + lambda_ * spatial
-            if gap is not None and i - computed[-1] >= 1.5 * gap:
+            furthest = (last + 1 - i) / 3 if gap is None else 1.5 * gap
+            if i - computed[-1] >= furthest:
                 score = max(score, 1.0)
             spared = expected is not None and expected <= tolerance / 3
             compute = gamma * score >= 1.0 or (i == last and not spared)

@@ -48,6 +48,8 @@ class ErrorRule(Rule):
     gap_growth = 1.5
     """How many times as long as the last gap between refreshes the next one may be: what was found
     in a short gap tells little of a much longer one."""
+    first_gap = 1 / 3
+    """How many of the steps that are left the first gap may be as long as: nothing was found yet."""
     last_share = 1 / 3
     """Of the tolerance, up to which the last step is spared: nothing mends what it misses."""
 
@@ -108,7 +110,7 @@ class ErrorRule(Rule):
                 tolerance = max(tolerance, capped)
             share = ratio(error, tolerance)
         score = share + self.lambda_ * spatial
-        if self.gap and step.index - self.refreshed.index >= self.gap_growth * self.gap:
+        if step.index - self.refreshed.index >= self._furthest(step):
             score = max(score, 1.0)
         weight = min(max(self.gamma * score, 0.0), 1.0)
         why = "offset" if weight >= 1.0 else "reuse"
@@ -122,6 +124,17 @@ class ErrorRule(Rule):
             "tolerance": tolerance,
         }
         return Decision(why != "reuse", why, weight=weight, **measures)
+
+    def _furthest(self, step: Step) -> float:
+        """Length of a gap that is ended whatever is expected.
+
+        A forecast that went wrong may agree with itself: on latents that hardly move, with outputs
+        that stay. A budget spreads its refreshes by itself while no gap is known.
+        """
+        if self.gap:
+            return self.gap_growth * self.gap
+        known = self.kappa is not None or self.budget is not None
+        return math.inf if known else self.first_gap * step.remaining
 
     def _forced_last(
         self, step: Step, expected: float | None, error: float, tolerance: float

@@ -37,30 +37,30 @@ def played(name, runs, sampler=None):
 @ALL
 def test_conditioning_that_changes_after_a_change_of_shape_is_computed(name):
     """The shape tells nothing of what is constant."""
-    for at in range(1, 7):
+    for at in (1, 2, 4):
         played(name, [{"steps": 9, "cropped_at": at, "changed_at": at + 1}], sampler="ancestral")
 
 
 @ALL
 @pytest.mark.parametrize("sampler", [None, "flow"])
 def test_conditioning_that_changes_twice_in_a_row_is_computed(name, sampler):
-    for at in range(2, 6):
+    for at in (2, 4):
         played(name, [{"steps": 9, "changed_at": at, "changes": 3}], sampler)
 
 
 @ALL
 def test_conditioning_that_changes_within_a_step_of_heun_is_computed(name):
     """Its second call of a step follows the first one, but not into stale values."""
-    for at in range(3, 8):
+    for at in (3, 4, 7):
         played(name, [{"steps": 5, "changed_at": at}], sampler="heun")
 
 
 @ALL
-@pytest.mark.parametrize("ones", [1, 2, 3])
+@pytest.mark.parametrize("ones", [1, 3])
 def test_runs_of_one_step_on_a_bare_model_teach_nothing(name, ones):
     """They are taken for branches of the run that follows, as calls at one timestep."""
     one = {"steps": 1, "named": False}
-    for at in range(1, 5):
+    for at in (1, 2, 3):
         for late in (None, 1):
             branches = ("cond",) if late is None else ("cond", "uncond")
             changed = {"steps": 9, "named": False, "changed_at": at, "late": late}

@@ -49,7 +49,7 @@ class ErrorRule(Rule):
     """How many times as long as the last gap between refreshes the next one may be: what was found
     in a short gap tells little of a much longer one."""
     first_gap = 1 / 3
-    """How many of the steps that are left the first gap may be as long as: nothing was found yet."""
+    """Length of the first gap at the most, in those steps that are left: nothing was found yet."""
     last_share = 1 / 3
     """Of the tolerance, up to which the last step is spared: nothing mends what it misses."""
 

@@ -43,6 +43,7 @@ MODULES = (
     ("L2C", {"compute": 0.5357}),
     ("ToCa", {"interval": 2}),
     ("ToCa", {"interval": 4}),
+    ("ToCa", {"interval": 14}),
 )
 RIVALS = (
     ("EOC", {"interval": 2}),

@@ -1,6 +1,7 @@
 """Fit the learned plan of one of the benchmark's pipelines on development prompts, and store it as
 ``plan.json`` in the pipeline's directory. Interrupted, it goes on where it stopped. With --measure
-the plan that is there is measured anew, on development prompts with other noise."""
+the plan that is there is measured anew: on development prompts with other noise, or on the test
+split (give a copy as --output then: what a plan states is of development prompts)."""
 
 import argparse
 import json
@@ -28,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="benchmark/pipelines/MODEL_TYPE")
     parser.add_argument("--prompts", type=Path, help="benchmark/prompts/MODEL_TYPE.json")
     parser.add_argument("--num_inference_steps", type=int, help="the family's usual number")
-    parser.add_argument("--num_prompts", type=int, default=16, help="of the development split")
+    parser.add_argument("--num_prompts", type=int, default=16, help="of the split (16)")
     parser.add_argument("--held_out", type=int, help="of them, not fitted on (a quarter)")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--search_evaluations", type=int, default=SEARCH_EVALUATIONS)
@@ -39,7 +40,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the moves")
     parser.add_argument("--output", type=Path, help="plan.json in the pipeline's directory")
     parser.add_argument("--measure", action="store_true", help="fit nothing, state the PSNR anew")
-    return parser.parse_args()
+    parser.add_argument("--split", choices=("development", "test"), default="development")
+    arguments = parser.parse_args()
+    if arguments.split == "test" and not (arguments.measure and arguments.output):
+        parser.error("--split test is for --measure, with a copy of the plan as --output")
+    return arguments
 
 
 def call_of(pipe: Any, family: BenchmarkFamily, text: str) -> dict[str, Any]:
@@ -64,10 +69,11 @@ def main() -> None:
     pipe = family.load_class().from_pretrained(str(model), local_files_only=True)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     path = arguments.prompts or Path("benchmark/prompts") / f"{arguments.model_type}.json"
-    entries = json.loads(path.read_text())["development"][: arguments.num_prompts]
+    entries = json.loads(path.read_text())[arguments.split][: arguments.num_prompts]
     calls = [call_of(pipe, family, entry[family.text]) for entry in entries]
     own = [name for name in ("prompt", "class_labels") if name in calls[0]]
-    other_noise = OTHER_NOISE if arguments.measure else 0
+    fitted_on = arguments.split == "development"
+    other_noise = OTHER_NOISE if arguments.measure and fitted_on else 0
     prompts = [
         {**{name: call[name] for name in own}, "seed": entry["seed"] + other_noise}
         for call, entry in zip(calls, entries, strict=True)
@@ -94,9 +100,8 @@ def main() -> None:
         )
     plan = PlanFile.load(path).plans[-1]
     for course in plan.courses:
-        print(
-            f"{len(course.steps)} of {plan.num_steps} steps: {course.psnr_db:.1f} dB on {course.measured_on}"
-        )
+        psnr = f"{course.psnr_db:.1f} dB on {course.measured_on} pictures"
+        print(f"{len(course.steps)} of {plan.num_steps} steps: {psnr}")
 
 
 if __name__ == "__main__":

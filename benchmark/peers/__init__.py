@@ -75,6 +75,8 @@ class Run:
     """What its ``CALIBRATE`` gave."""
 
 
+PAPER = "paper:"
+"""Before the names of methods that are written here from their papers."""
 _UNKNOWN_BLOCKS = "diffusers' hooks do not know its blocks"
 _NO_ADAPTER = "cache-dit has no adapter of it"
 _FLUX_ALONE = "xfuser's caches wrap the blocks of FLUX alone"
@@ -110,7 +112,7 @@ def _xfuser(method: str) -> Peer:
 
 def _paper(method: str, module: str, recommended: Mapping[str, Any], **more: Any) -> Peer:
     return Peer(
-        name=f"paper:{method}", module=module, families=EVERY, recommended=recommended, **more
+        name=f"{PAPER}{method}", module=module, families=EVERY, recommended=recommended, **more
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from benchmark.errors import BenchmarkError
 from benchmark.models.families import FAMILIES
 from benchmark.models.names import CORRECTED, LEARNED, LEARNING, SCHEDULE
-from benchmark.peers import is_peer
+from benchmark.peers import PAPER, is_peer
 from benchmark.report.markers import put_between
 from benchmark.report.plots import plt
 from benchmark.report.reading import read_results
@@ -33,12 +33,19 @@ KINDS: dict[str, Callable[[str], bool]] = {
     "bases + AdaCorrection": lambda name: name.endswith(CORRECTED) and name != SEARCHED,
     "searched schedule + AdaCorrection": lambda name: name == SEARCHED,
     "searched schedule": lambda name: name.startswith(SCHEDULE) and name != SEARCHED,
-    "other projects": is_peer,
+    "other projects": lambda name: is_peer(name) and not name.startswith(PAPER),
+    "methods of papers": lambda name: name.startswith(PAPER),
     "bases": lambda name: name in METHODS and name != AUTO,
     "fewer steps": lambda name: name.endswith("fewer steps"),
 }
 """Kind of rival -> whether a method is one."""
-WITHOUT_OURS = ("searched schedule", "other projects", "bases", "fewer steps")
+WITHOUT_OURS = (
+    "searched schedule",
+    "other projects",
+    "methods of papers",
+    "bases",
+    "fewer steps",
+)
 """The kinds that know nothing of AdaCorrection."""
 SHOWN = (0.15, 0.65)
 """Range of total compute in the figure."""

@@ -3,15 +3,8 @@
 from typing import Any
 
 from xfuser_adacorr.model_executor.cache.messages import warn_once
-from xfuser_adacorr.model_executor.cache.schedulers import (
-    MULTISTEP,
-    REPAIRED,
-    is_known_as,
-    repair_of,
-    unwrapped,
-)
+from xfuser_adacorr.model_executor.cache.schedulers import REPAIRED, repair_of, unwrapped
 
-from .blend import line_blend, parabola_blend
 from .euler import EulerRepair, NoRepair
 from .resample import Resample
 
@@ -32,7 +25,6 @@ def make_repair(stepper: Any) -> Repair:
     if kind == "euler":
         return EulerRepair()
     if kind == "resample":
-        blend = parabola_blend if is_known_as(scheduler, MULTISTEP) else line_blend
-        return Resample(stepper, warn, blend)
+        return Resample(stepper, warn)
     warn("")
     return NoRepair()

@@ -1,7 +1,5 @@
 """The blend of cached and fresh outputs that skipped steps should have used, known afterwards."""
 
-from collections.abc import Callable
-
 LONGEST_BEND = 4.0
 """Gap over the gap before, from which on the refresh before the last would bend the blend by more
 than it knows."""
@@ -9,13 +7,13 @@ than it knows."""
 BlendWeights = tuple[float, float, float]
 """``(b0, b1, b)`` of ``b0 V0 + b1 V1 + b v``: the last two refreshes before the skipped steps, and
 the one after them."""
-Blend = Callable[[float, float, float, float | None], BlendWeights]
-"""``(t, t_fresh, t0, t1)`` -> weights at ``t``: V0 was computed at the coordinate ``t0``, V1 at
-``t1`` (None: there was none), v at ``t_fresh``."""
 
 
 def line_blend(t: float, t_fresh: float, t0: float, t1: float | None) -> BlendWeights:
-    """``(1 - w) V0 + w v``, ``w = (t0 - t) / (t0 - t_fresh)`` in [0, 1]."""
+    """``(1 - w) V0 + w v`` at the coordinate ``t``, ``w = (t0 - t) / (t0 - t_fresh)`` in [0, 1].
+
+    V0 was computed at ``t0``, V1 at ``t1`` (None: there was none), v at ``t_fresh``.
+    """
     w = (t0 - t) / (t0 - t_fresh) if t0 != t_fresh else 1.0
     return 1.0 - w, 0.0, w
 

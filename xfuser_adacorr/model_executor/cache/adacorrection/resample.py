@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from xfuser_adacorr.model_executor.cache.forecasts import Forecast, LineWeights, as_output
-from xfuser_adacorr.model_executor.cache.schedulers import unwrapped
+from xfuser_adacorr.model_executor.cache.schedulers import MULTISTEP, is_known_as, unwrapped
 from xfuser_adacorr.model_executor.cache.step import Step
 
-from .blend import Blend, line_blend
+from .blend import line_blend, parabola_blend
 
 STOCHASTIC_ARGUMENTS = ("eta", "s_churn")
 """Arguments of ``step`` that make it draw noise if they are above 0."""
@@ -41,16 +41,12 @@ class Resample:
     follow it.
     """
 
-    def __init__(
-        self,
-        stepper: Any,
-        warn: Callable[[str], None] = lambda circumstance: None,
-        blend: Blend = line_blend,
-    ) -> None:
+    def __init__(self, stepper: Any, warn: Callable[[str], None] = lambda circumstance: None):
         scheduler = unwrapped(stepper)
         self._holders = [stepper] if stepper is scheduler else [stepper, scheduler]
         """Whose attributes are the sampler's state."""
-        self._warn, self._blend = warn, blend
+        self._warn = warn
+        self._blend = parabola_blend if is_known_as(scheduler, MULTISTEP) else line_blend
         self._forget()
 
     def _forget(self) -> None:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmark.models.families import FAMILIES, BenchmarkFamily, Request
 from xfuser_adacorr import calibrate_learned, measure_plan
+from xfuser_adacorr.__main__ import FITTED_WITH
 from xfuser_adacorr.model_executor.cache.calibration.learned import BUDGETS, SEARCH_EVALUATIONS
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
 
@@ -42,6 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help="fit nothing, state the PSNR anew")
     parser.add_argument("--split", choices=("development", "test"), default="development")
     arguments = parser.parse_args()
+    for name in (*FITTED_WITH, "starts") if arguments.measure else ():
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name} is of a calibration, and --measure fits nothing")
     if arguments.split == "test" and not (arguments.measure and arguments.output):
         parser.error("--split test is for --measure, with a copy of the plan as --output")
     return arguments

@@ -244,12 +244,15 @@ def render(document: Mapping[str, Any]) -> str:
     """The report as markdown."""
     settings = document["settings"]
     environment = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
+    steps = settings["num_inference_steps"][0]
+    groups = dict.fromkeys(row["group"] for row in document["results"][1:])  # the first: uncached
     return (
         f"# The paper's table on a small pipeline\n\nModel `{settings['model']}`, "
-        f"{settings['num_inference_steps'][0]} steps, {document['samples']} samples in batches of "
+        f"{steps} steps, {document['samples']} samples in batches of "
         f"{document['batch_size']}; `python -m benchmark paper_table --model_type "
-        f"{settings['model_type']} --samples {document['samples']} --batch_size "
-        f"{document['batch_size']}`.\n\n{table(document).markdown()}\n"
+        f"{settings['model_type']} --num_inference_steps {steps} --samples {document['samples']} "
+        f"--batch_size {document['batch_size']} --groups {' '.join(groups)}`.\n\n"
+        f"{table(document).markdown()}\n"
         "- Compute: denoiser calls, or within them blocks or the FLOPs of modules, that were "
         "executed, over all. A corrected row has its base row's compute of the first batch as "
         "`target_compute`. Decisions are a batch's.\n"

@@ -279,6 +279,12 @@ def is_cache_enabled(x: Any) -> bool:
     )
 
 
+def check_uncached(pipe: Any) -> None:
+    """`ValueError` where a cache is enabled: calibrations run a pipeline as it is."""
+    if is_cache_enabled(pipe):
+        raise ValueError("a cache is enabled on the pipeline; call disable_cache first")
+
+
 def cache_summary(x: Any) -> CacheSummary:
     """What the running generation, or the last one, cost and decided."""
     return site_of(x).summary()

@@ -92,7 +92,7 @@ def calibrate_learned(
     can be fitted on (noise drawn in steps, several calls a step), runs that are not finite, and a
     plan file or checkpoint of another model or another calibration; `OSError` for no space.
     """
-    from xfuser_adacorr.model_executor.cache.api import denoisers_of, is_cache_enabled
+    from xfuser_adacorr.model_executor.cache.api import check_uncached, denoisers_of
 
     check_count("num_inference_steps", num_inference_steps, least=2)
     check_count("search_evaluations", search_evaluations, least=1)
@@ -100,8 +100,7 @@ def calibrate_learned(
     check_count("held_out", held_out, least=0, optional=True)
     for budget in budgets:
         check_number("budgets", budget, above=0, most=1)
-    if is_cache_enabled(pipe):
-        raise ValueError("a cache is enabled on the pipeline; call disable_cache first")
+    check_uncached(pipe)
     models = denoisers_of(pipe, denoisers)
     path = _output_path(pipe, output)
     held_out = len(prompts) // 4 if held_out is None else held_out

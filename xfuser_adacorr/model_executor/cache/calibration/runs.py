@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from xfuser_adacorr.model_executor.cache.api import WITH_BLOCKS, denoisers_of, is_cache_enabled
+from xfuser_adacorr.model_executor.cache.api import WITH_BLOCKS, check_uncached, denoisers_of
 from xfuser_adacorr.model_executor.cache.methods.options import check_count
 
 Prompts = Sequence[str | Mapping[str, Any]]
@@ -63,8 +63,7 @@ def full_runs(
         raise TypeError(f"pipe must be a pipeline, which samples the prompts, got {_name(pipe)}")
     models = denoisers_of(pipe, None if denoiser is None else (denoiser,))
     chosen = next((name for name in WITH_BLOCKS if name in models), next(iter(models)))
-    if is_cache_enabled(pipe):
-        raise ValueError("a cache is enabled on the pipeline; call disable_cache first")
+    check_uncached(pipe)
     shared = {"num_inference_steps": num_inference_steps, **call}
     rows = [_row(prompt) for prompt in _checked(prompts)]
     seeds = [row.pop("seed", seed + index) for index, row in enumerate(rows)]

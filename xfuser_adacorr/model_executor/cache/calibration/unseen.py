@@ -57,12 +57,11 @@ def measure_plan(
     for a plan of another model, no plan for these runs, and pictures that are not finite; `OSError`
     for no space.
     """
-    from xfuser_adacorr.model_executor.cache.api import denoisers_of, is_cache_enabled
+    from xfuser_adacorr.model_executor.cache.api import check_uncached, denoisers_of
 
     check_count("num_inference_steps", num_inference_steps, least=2)
     check_count("batch_size", batch_size, least=1)
-    if is_cache_enabled(pipe):
-        raise ValueError("a cache is enabled on the pipeline; call disable_cache first")
+    check_uncached(pipe)
     models = denoisers_of(pipe, denoisers)
     file = bind_plans(None if plan is None else str(plan), pipe, models).file
     call = {"num_inference_steps": num_inference_steps, **numpy_output(pipe, call), **call}

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +28,7 @@ from benchmark.models.schedulers import make_scheduler
 from benchmark.run.store import write_json, write_text
 from benchmark.settings import Settings
 from benchmark.studies.catalogue import SoakOptions
-from benchmark.studies.soak_report import ALLOWED_GROWTH, Counts, counted, growth, render
+from benchmark.studies.soak_report import ALLOWED_GROWTH, WARMUP, counted, grown, render
 from xfuser_adacorr import Method, cache_summary, disable_cache, enable_cache, reset_cache
 from xfuser_adacorr.config import method_named
 
@@ -59,7 +59,7 @@ class Left(Exception):
     """Raised in the pipeline's loop, outside of the denoiser."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Draw:
     """One generation."""
 
@@ -244,6 +244,19 @@ def play(kept: Kept, draw: Draw) -> tuple[str, str | None]:
     return event, None
 
 
+def put_down(families: Mapping[str, Kept]) -> None:
+    """No cache enabled, every sampler used alike: the draws do not decide what is held then."""
+    for family, kept in families.items():
+        if kept.method is not None:
+            disable_cache(kept.pipe)
+            kept.method = None
+        for solver, scheduler in enumerate(kept.schedulers):
+            kept.pipe.scheduler = scheduler
+            text = entry_text(kept.entries[0])
+            size = FAMILIES[family].picture_size(kept.pipe)
+            generate(kept.pipe, Draw(family, 0, solver, STEPS[0], size, (text,), 0, "none", 1))
+
+
 def soak(
     families: Mapping[str, Kept],
     generations: int,
@@ -251,23 +264,33 @@ def soak(
     seed: int,
     told: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Draw and make generations, until ``minutes`` are over or ``generations`` are made."""
+    """Draw and make generations, until ``minutes`` are over or ``generations`` are made.
+
+    Memory is counted after each; tensors, files, threads and hooks are compared between two points
+    at which everything is put down, after the warm-up and at the end.
+    """
     rng, end = random.Random(seed), None if minutes is None else time.monotonic() + 60 * minutes
-    held: list[Counts] = []
+    models = [kept.pipe.transformer for kept in families.values()]
+    held, warm = [], None
     failures, events, methods = [], Counter(), Counter()
     while len(held) < generations and (end is None or time.monotonic() < end):
         draw = drawn(rng, families)
         event, wrong = play(families[draw.family], draw)
         events[event] += 1
         methods[METHODS[draw.method][0]] += 1
-        held.append(counted(kept.pipe.transformer for kept in families.values()))
+        held.append(counted(models))
         if wrong is not None:
             failures.append(f"generation {len(held)}: {draw}: {wrong}")
         told(f"{len(held)}: {draw.family} {METHODS[draw.method][0]} {event} {wrong or ''}")
-    grown = {name: growth([getattr(each, name) for each in held]) for name in Counts.__slots__}
+        if len(held) == WARMUP:
+            put_down(families)
+            warm = counted(models)
+    put_down(families)
+    last = counted(models)
+    growth = grown(warm or last, last, [each.rss_bytes for each in held])
     failures += [
         f"{name} grew by {100 * share:.1f} %"
-        for name, share in grown.items()
+        for name, share in growth.items()
         if share > ALLOWED_GROWTH
     ]
     return {
@@ -275,8 +298,8 @@ def soak(
         "seed": seed,
         "events": dict(sorted(events.items())),
         "methods": dict(sorted(methods.items())),
-        "growth": {name: round(share, 5) for name, share in grown.items()},
-        "last": {name: getattr(held[-1], name) for name in Counts.__slots__} if held else {},
+        "growth": {name: round(share, 5) for name, share in growth.items()},
+        "last": asdict(last),
         "failures": failures,
         "rss_mib": [round(each.rss_bytes / 2**20, 1) for each in held],
         "tensors": [each.tensors for each in held],

@@ -57,6 +57,13 @@ def growth(values: Sequence[int]) -> float:
     return after / before - 1.0
 
 
+def grown(warm: Counts, last: Counts, rss_bytes: Sequence[int]) -> dict[str, float]:
+    """By which share each count is larger in ``last`` than in ``warm``; memory by its medians."""
+    counts = {name: (getattr(warm, name), getattr(last, name)) for name in Counts.__slots__}
+    shares = {name: (now - then) / max(then, 1) for name, (then, now) in counts.items()}
+    return {**shares, "rss_bytes": growth(rss_bytes)}
+
+
 def render(found: Mapping[str, Any]) -> str:
     """The report as markdown."""
     grown = "\n".join(

@@ -178,19 +178,19 @@ def test_contexts_of_threads_do_not_mix():
     model = make_tiny_flux()
     sampler = FluxSampler(model)
     enable_cache(model, LOOSE, scheduler=sampler.scheduler)
-    tracker, barrier = owner_of(model).tracker, Barrier(2)
+    context, barrier = owner_of(model).context, Barrier(2)
 
     def named():
         with model.cache_context("cond"):
             barrier.wait(30)
-            inside = tracker._local.context
+            inside = context.name
             barrier.wait(30)
-        return inside, tracker._local.context
+        return inside, context.name
 
     def unnamed():
         barrier.wait(30)
-        inside = tracker._local.context
+        inside = context.name
         barrier.wait(30)
         return inside
 
-    assert in_threads(named, unnamed) == [("cond", "default"), "default"]
+    assert in_threads(named, unnamed) == [("cond", None), None]

@@ -10,7 +10,7 @@ import torch
 from xfuser_adacorr import CacheConfig, DecisionScope, enable_cache
 from xfuser_adacorr.model_executor.cache.methods.fast import packed_tests, unpacked_tests
 from xfuser_adacorr.model_executor.cache.ranks import MAX_REDUCED_SUMS
-from xfuser_adacorr.model_executor.cache.signals import Read, Signal
+from xfuser_adacorr.model_executor.cache.signals import Read, Signal, read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,8 +68,8 @@ def test_a_decision_cannot_send_more_than_64_bytes(group_of_one):
     scope = DecisionScope(group_of_one)
     sums = [torch.tensor(1.0)] * (MAX_REDUCED_SUMS + 1)
     with pytest.raises(ValueError, match="at most 16 sums"):
-        scope.read([Signal(sums)])
-    assert scope.read([Signal(sums[:-1])]) == [Read([1.0] * MAX_REDUCED_SUMS)]
+        read([Signal(sums)], scope)
+    assert read([Signal(sums[:-1])], scope) == [Read([1.0] * MAX_REDUCED_SUMS)]
 
 
 def test_importing_the_package_leaves_xfuser_alone():

@@ -11,7 +11,7 @@ from xfuser_adacorr import CacheConfig
 from xfuser_adacorr.model_executor.cache.adacorrection.rule import ErrorRule
 from xfuser_adacorr.model_executor.cache.engine import decide
 from xfuser_adacorr.model_executor.cache.forecasts import DampedLine
-from xfuser_adacorr.model_executor.cache.methods.base import Call, Read
+from xfuser_adacorr.model_executor.cache.methods.base import Call, Decision, Read
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
 from xfuser_adacorr.model_executor.cache.signals import token_std_sum
 from xfuser_adacorr.model_executor.cache.step import Step
@@ -92,6 +92,20 @@ def test_the_score_is_its_formula():
     score = expected / tolerance + lambda_ * spatial
     assert decision.weight == pytest.approx(gamma * score, rel=1e-4) and gamma * score < 1.0
     assert not decision.compute
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 7), (2, 7, 3, 4), (2, 7, 2, 3, 4)])
+def test_channels_are_the_last_axis_of_tokens_and_the_second_of_pictures_and_clips(shape):
+    generator = torch.Generator().manual_seed(1)
+    x0, x = torch.randn(2, *shape, generator=generator)
+    rule, scale = ErrorRule(1.0, 1.0, 0.01), 0.5
+    call = Call(latents=x0, scale=scale, step=Step(0, 0.9, 0.8, 10))
+    rule.computed(call, Decision(True, "first"), [], CallRecord("step", 0, 0.9, True, "first"))
+    axis = 1 if len(shape) > 3 else -1
+    sums = [(x - x0).square().sum() * scale**2, x0.square().sum() * scale**2]
+    sums += [scale * each.std(axis, unbiased=False).sum() for each in (x, x0)]
+    measured = rule.measure(Call(latents=x, scale=scale)).outside
+    torch.testing.assert_close(torch.stack(list(measured)), torch.stack(sums))
 
 
 def test_errors_of_reused_steps_add_up_and_a_refresh_ends_them():

@@ -48,7 +48,7 @@ def test_a_calibration_lies_beside_the_weights_and_is_found_there(case, method, 
     assert path == tmp_path / FILES[method] and path.is_file()
     assert not is_cache_enabled(pipe) and torch.equal(run(case, pipe), before)
     enable_cache(pipe, method, rel_l1_thresh=0.5)
-    (inside,) = (stack.method for stack in site_of(pipe).stacks_in_use())
+    (inside,) = (stack.method for stack in site_of(pipe).stacks.values())
     found = {
         "Tea": lambda: inside.polynomial == load_tea_polynomial(model, str(path)),
         "Fast": lambda: inside.maps.keys() == load_fast_maps(model, str(path)).keys(),

@@ -23,6 +23,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
     reuse_or_base,
 )
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
+from xfuser_adacorr.model_executor.cache.signals import read
 from xfuser_adacorr.model_executor.cache.step import Step
 
 STEP = Step(3, 0.5, 0.4, 5)
@@ -191,7 +192,7 @@ def test_signals_are_read_at_once_in_their_groups(host_reads):
     a, b = (
         Signal([torch.tensor(x)], [torch.tensor(x + 1)], [torch.tensor(x + 2)]) for x in (1.0, 5.0)
     )
-    assert DecisionScope().read([a, Signal(), b]) == [
+    assert read([a, Signal(), b], DecisionScope()) == [
         Read([1.0], [2.0], [3.0]),
         Read(),
         Read([5.0], [6.0], [7.0]),

@@ -1,16 +1,18 @@
 """The main flow: decide, then compute, learn and repair, or extrapolate."""
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from .adacorrection import Repair
 from .forecasts import Forecast, as_output, as_velocity
 from .methods.base import Call, Decision, Rule
 from .ranks import DecisionScope
-from .step import Step
+from .signals import read
+from .step import RAW_OUTPUT, Step
 from .trace import CallRecord
 
 
@@ -33,8 +35,22 @@ class Lane:
 def decide(rules: Sequence[Rule], calls: Sequence[Call], scope: DecisionScope) -> list[Decision]:
     """Measure, read everything at once (one host synchronisation), and decide."""
     signals = [rule.measure(call) for rule, call in zip(rules, calls, strict=True)]
-    read = scope.read(signals)
-    return [rule.decide(call, one) for rule, call, one in zip(rules, calls, read, strict=True)]
+    values = read(signals, scope)
+    return [rule.decide(call, own) for rule, call, own in zip(rules, calls, values, strict=True)]
+
+
+def check_decision(
+    scope: DecisionScope, step: Step, decision: Decision, device: torch.device
+) -> None:
+    """Raise on all ranks if one decided differently, before anything can hang."""
+    decided = (step.index, decision.why, decision.run_blocks)
+    scope.check(
+        step.index,
+        decision.compute,
+        zlib.crc32(repr(decided).encode()),
+        (decision.base_signal, decision.weight, decision.temporal),
+        device,
+    )
 
 
 def refresh(
@@ -50,8 +66,8 @@ def refresh(
 
     The output is the argument ``name`` of ``original``, the scheduler's ``step``.
     """
-    step, output, latents = call.step, arguments[name], arguments["sample"]
-    fresh = as_velocity(output, latents, step)
+    step, call.latents = call.step, arguments["sample"]
+    fresh = as_velocity(arguments[name], call.latents, step)
     lane.rule.computed(call, decision, lane.forecast.missed(step, fresh), record)
     result = lane.repair.refresh(original, arguments, step, fresh, lane.forecast)
     lane.forecast.update(step, fresh)
@@ -59,19 +75,11 @@ def refresh(
 
 
 def reuse(
-    lane: Lane,
-    call: Call,
-    original: Callable[..., Any],
-    arguments: dict[str, Any],
-    name: str,
+    lane: Lane, call: Call, original: Callable[..., Any], arguments: dict[str, Any], name: str
 ) -> Any:
-    """Step the sampler with the forecast, and remember what that owes."""
-    step, output, latents = call.step, arguments[name], arguments["sample"]
-    forecast = as_output(lane.forecast(step), latents, step)
-    arguments[name] = forecast.to(output.dtype)
-    return lane.repair.skip(original, arguments, step, lane.forecast.weights(step))
-
-
-def scaled(latents: Tensor, scale: float) -> Tensor:
-    """Latents as the model is given them."""
-    return latents if scale == 1.0 else latents.float() * scale
+    """Step the sampler with the forecast, and remember the step for the repair."""
+    forecast = lane.forecast(call.step)
+    if call.step.velocity != RAW_OUTPUT:  # the model predicts the noise, or the picture
+        forecast = as_output(forecast, arguments["sample"], call.step)
+    arguments[name] = forecast.to(arguments[name].dtype)
+    return lane.repair.skip(original, arguments, call.step)

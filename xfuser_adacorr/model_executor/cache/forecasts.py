@@ -14,9 +14,6 @@ from .step import RAW_OUTPUT, Step
 DAMPING_MEMORY = 0.5
 """What earlier refreshes count at each further one, in the damping of the line."""
 
-LineWeights = tuple[Tensor | float, Tensor | float]
-"""``(a0, a1)`` of ``a0 * V0 + a1 * V1``."""
-
 
 def as_velocity(output: Tensor, latents: Tensor, step: Step) -> Tensor:
     """``p * output + q * scale * latents`` as float32, a tensor of its own (`Step.velocity`)."""
@@ -47,9 +44,6 @@ class Forecast(Protocol):
     t0: float
     t1: float
 
-    def weights(self, step: Step) -> LineWeights:
-        """Weights of ``v0`` and ``v1`` in the forecast at ``step``."""
-
     def __call__(self, step: Step) -> Tensor:
         """The forecast at ``step``, a tensor of its own."""
 
@@ -70,12 +64,8 @@ class LastValue:
         self.view: Callable[[Tensor], Tensor] = lambda output: output
         """The part of an output that the sampler follows; the rest is a learned variance."""
 
-    def weights(self, step: Step) -> LineWeights:
-        return 1.0, 0.0
-
     def __call__(self, step: Step) -> Tensor:
-        a0, a1 = self.weights(step)
-        return self.v0.clone() if self.v1 is None else a0 * self.v0 + a1 * self.v1
+        return self.v0.clone()
 
     def missed(self, step: Step, fresh: Tensor) -> list[Tensor]:
         error = torch.full((), torch.nan, device=fresh.device)
@@ -95,11 +85,11 @@ class Line(LastValue):
     slope_kept: Tensor | float = 1.0
     """Share of the line's slope that is used, in [0, 1]."""
 
-    def weights(self, step: Step) -> LineWeights:
+    def __call__(self, step: Step) -> Tensor:
         if self.v1 is None:
-            return 1.0, 0.0
+            return self.v0.clone()
         r = self.slope_kept * ((step.coordinate - self.t0) / (self.t0 - self.t1))
-        return 1.0 + r, -r
+        return (1.0 + r) * self.v0 - r * self.v1
 
 
 class DampedLine(Line):

@@ -8,7 +8,9 @@ taken over too, since pipelines step copies (LTX-2's audio); a pickle of it is p
 """
 
 import copy
+import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -16,32 +18,50 @@ import torch
 from torch import nn
 
 Handler = Callable[..., Any]
-_HANDLER, _OWNER = "_cache_call_handler", "_cache_owner"
+HANDLER, _OWNER = "_cache_call_handler", "_cache_owner"
+"""Attributes that taking over adds."""
 
 
-class InterceptedCall:
-    """Mixin whose ``__call__`` hands the original call and its arguments to the handler."""
+class Context(threading.local):
+    """The ``cache_context`` that a thread is in; every owner of models has one."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__[_HANDLER](super().__call__, *args, **kwargs)
+    name: str | None = None
+
+
+class Intercepted:
+    """Mixin whose pickles are plain."""
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return _plain, (type(self)._intercepts,), own_attributes(self)
 
 
-class InterceptedModel(InterceptedCall):
+class InterceptedCall(Intercepted):
+    """Mixin whose ``__call__`` hands the original call and its arguments to the handler."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__[HANDLER](super().__call__, *args, **kwargs)
+
+
+class InterceptedModel(Intercepted):
     """What an enabled model's class adds: it follows the pipeline's cache contexts."""
 
     @torch.compiler.disable  # of a model compiled later, the cache is not a part of the graph
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, **kwargs)
+        return self.__dict__[HANDLER](super().__call__, *args, **kwargs)
 
     @property
     def _cache_config(self) -> Any:
         return self.__dict__[_OWNER].method
 
+    @contextmanager
     def cache_context(self, name: str, **kwargs: Any):
-        return self.__dict__[_OWNER].context(name)
+        """Names the calls made inside, as ``CacheMixin.cache_context`` does."""
+        context = self.__dict__[_OWNER].context
+        outer, context.name = context.name, name
+        try:
+            yield
+        finally:
+            context.name = outer
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         self.__dict__[_OWNER].reset()
@@ -50,14 +70,11 @@ class InterceptedModel(InterceptedCall):
         self.__dict__[_OWNER].uninstall()
 
 
-class InterceptedStep:
+class InterceptedStep(Intercepted):
     """Mixin of a scheduler whose ``step`` is taken over."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return cls._intercepts(*args, **kwargs)
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        return _plain, (type(self)._intercepts,), own_attributes(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         plain = _plain(type(self)._intercepts)
@@ -73,7 +90,7 @@ class InterceptedStep:
 
 def _taken_over_alike(copied: Any, scheduler: Any) -> Any:
     """The copy of a scheduler, taken over by the same handler, which is told of it."""
-    handler = scheduler.__dict__[_HANDLER]
+    handler = scheduler.__dict__[HANDLER]
     intercept_step(copied, handler)
     told = getattr(getattr(handler, "__self__", None), "copied", None)
     if told is not None:
@@ -108,7 +125,7 @@ def _intercepted_class(cls: type, mixin: type) -> type:
 def _stepping_class(cls: type) -> type:
     @wraps(cls.step)  # pipelines look at its signature
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__[_HANDLER](self, partial(cls.step, self), *args, **kwargs)
+        return self.__dict__[HANDLER](self, partial(cls.step, self), *args, **kwargs)
 
     return _subclass(cls, InterceptedStep, step=step)
 
@@ -117,7 +134,7 @@ def intercept(
     module: nn.Module, handler: Handler, owner: Any = None, mixin: type = InterceptedCall
 ) -> None:
     """Route ``module(...)`` through ``handler(original_call, *args, **kwargs)``."""
-    module.__dict__[_HANDLER], module.__dict__[_OWNER] = handler, owner
+    module.__dict__[HANDLER], module.__dict__[_OWNER] = handler, owner
     _set_class(module, _intercepted_class(type(module), mixin))
 
 
@@ -125,7 +142,7 @@ def intercept_step(scheduler: Any, handler: Handler) -> None:
     """Route ``scheduler.step(...)`` through ``handler(scheduler, original_step, ...)``, in place
     of an earlier handler if there is one."""
     taken = is_intercepted(scheduler)
-    scheduler.__dict__[_HANDLER] = handler
+    scheduler.__dict__[HANDLER] = handler
     if not taken:
         _set_class(scheduler, _stepping_class(type(scheduler)))
 
@@ -138,17 +155,17 @@ def _set_class(x: Any, cls: type) -> None:
 def release(intercepted: Any) -> None:
     """Undo `intercept` or `intercept_step`."""
     _set_class(intercepted, type(intercepted)._intercepts)
-    for name in (_HANDLER, _OWNER):
+    for name in (HANDLER, _OWNER):
         intercepted.__dict__.pop(name, None)
 
 
 def is_intercepted(x: Any) -> bool:
-    return _HANDLER in getattr(x, "__dict__", {})
+    return HANDLER in getattr(x, "__dict__", {})
 
 
 def handler_of(x: Any) -> Handler | None:
     """What calls are routed through, None where nothing took them over."""
-    return getattr(x, "__dict__", {}).get(_HANDLER)
+    return getattr(x, "__dict__", {}).get(HANDLER)
 
 
 def owner_of(module: Any) -> Any:
@@ -158,4 +175,4 @@ def owner_of(module: Any) -> Any:
 
 def own_attributes(x: Any) -> dict[str, Any]:
     """Attributes of an object, without what taking it over added."""
-    return {name: value for name, value in vars(x).items() if name not in (_HANDLER, _OWNER)}
+    return {name: value for name, value in vars(x).items() if name not in (HANDLER, _OWNER)}

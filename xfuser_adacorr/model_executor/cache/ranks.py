@@ -1,16 +1,12 @@
-"""Which processes a decision belongs to, and the single place where it reaches the host."""
+"""Which processes a decision belongs to."""
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_gather, all_reduce, get_world_size
-
-from .signals import Read, Signal
 
 MAX_REDUCED_SUMS = 16
 """Float32 sums that one decision may add up over ranks: a message of 64 bytes."""
@@ -50,32 +46,14 @@ class DecisionScope:
     def is_parallel(self) -> bool:
         return self.group is not None
 
-    def read(self, signals: Sequence[Signal]) -> list[Read]:
-        """The values of the signals: one reduction over ranks, one transfer to the host.
-
-        ``inside`` sums are added up over ranks, ``outside`` ones where the latents are split; what
-        is ``local``, or equal on every rank, is not. Raises `ValueError` for too many sums.
-        """
-        kinds = ("inside", "outside", "local")
-        summed = 2 if self.latents_are_split else 1
-        parts = [(kind, i) for kind in kinds for i in range(len(signals))]
-        scalars = [x for kind, i in parts for x in getattr(signals[i], kind)]
-        if not scalars:
-            return [Read() for _ in signals]
-        vector = torch.stack([x.detach().to(scalars[0].device, torch.float32) for x in scalars])
-        if self.group is not None:
-            count = sum(len(getattr(one, kind)) for kind in kinds[:summed] for one in signals)
-            if count > MAX_REDUCED_SUMS:
-                raise ValueError(
-                    f"a decision may reduce at most {MAX_REDUCED_SUMS} sums over ranks, got {count}"
-                )
-            if count:
-                all_reduce(vector[:count], group=self.group)
-        values = iter(vector.tolist())
-        reads = [Read() for _ in signals]
-        for kind, i in parts:
-            getattr(reads[i], kind).extend(next(values) for _ in getattr(signals[i], kind))
-        return reads
+    def add_up(self, sums: Tensor) -> None:
+        """Add up a vector over the ranks, in place; `ValueError` for too many sums."""
+        if len(sums) > MAX_REDUCED_SUMS:
+            raise ValueError(
+                f"a decision may reduce at most {MAX_REDUCED_SUMS} sums over ranks, got {len(sums)}"
+            )
+        if len(sums):
+            all_reduce(sums, group=self.group)
 
     def summed(self, sums: Tensor) -> Tensor:
         """Add up, over the ranks that hold parts of the output, a vector that stays on the device.
@@ -83,7 +61,7 @@ class DecisionScope:
         The vector itself where every rank has the whole output.
         """
         if self.group is not None and self.latents_are_split:
-            all_reduce(sums, group=self.group)
+            self.add_up(sums)
         return sums
 
     def check(
@@ -113,23 +91,6 @@ class DecisionScope:
                 "ranks that share a sample decided or measured differently; "
                 + "; ".join(_describe(rank, row) for rank, row in enumerate(table.tolist()))
             )
-
-
-def check_decision(scope: DecisionScope, record: Any, device: torch.device) -> None:
-    """Raise on all ranks if one decided differently, before anything can hang.
-
-    ``record`` (`CallRecord`) is of the decision.
-    """
-    if not scope.check_ranks:
-        return
-    decision = (record.step_index, record.reason, record.run_blocks)
-    scope.check(
-        record.step_index,
-        record.refreshed,
-        zlib.crc32(repr(decision).encode()),
-        (record.base_signal, record.weight, record.temporal),
-        device,
-    )
 
 
 def _describe(rank: int, row: list[float]) -> str:

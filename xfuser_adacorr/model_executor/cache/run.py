@@ -1,103 +1,82 @@
 """All state of one run, and when a run begins, goes on, and ends."""
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from .adacorrection import warn_once
 from .diffusers_adapters.others import check_alone
-from .engine import Lane
-from .inputs import Inputs
-from .intercept import InterceptedModel, handler_of, intercept, intercept_step, release
+from .intercept import (
+    HANDLER,
+    Context,
+    InterceptedModel,
+    handler_of,
+    intercept,
+    intercept_step,
+    release,
+)
 from .methods.base import Call, Decision, StackRule
-from .schedulers import Places, check_scheduler, read_places, unwrapped
+from .schedulers import check_scheduler
 from .step import Step
 from .trace import (
     STEP_CONTEXT,
     CacheSummary,
     CallRecord,
     Trace,
-    idle_message,
     new_trace,
-    record_of,
     summary_of,
     tensor_bytes,
+    warn_if_idle,
 )
+from .track import Track, track_of
 
 Key = tuple[str, str, int]
 """A denoiser call within a step: component, cache context, how many such calls came before."""
 
 
-def say_if_idle(trace: Trace) -> None:
-    """Warn, once a process, where the cache never acted in a run."""
-    message = idle_message(trace)
-    if message is not None:
-        warn_once(message)
-
-
 @dataclass(slots=True)
 class Slot:
-    """A denoiser call of a step, as last made and as last computed."""
+    """A denoiser call of a step: what it was last given, and what it last computed."""
 
-    output: Any
-    """What the last computed call returned."""
-    inputs: Inputs
+    output: Any = None
+    layout: list[Any] | None = None
+    """Structure, shapes and kinds of what it was given; None before the first call."""
+    _given: dict[Any, tuple[weakref.ref | None, Any]] = field(default_factory=dict)
+    """What tells whether a leaf is the same: the tensor, and its version, or the number."""
+    _constant: dict[Any, bool] = field(default_factory=dict)
+    """Of each leaf that was there in two calls, whether it was the same in the first two."""
 
+    def follows(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+        """Whether all that stayed the same so far still does; learns from each call.
 
-@dataclass(slots=True)
-class Track:
-    """One sampler of a run: where it stands, and what its steps are cached with."""
-
-    stepper: Any
-    timesteps: Tensor
-    """The run's: another object is another run."""
-    places: Places
-    signature: inspect.Signature
-    """Of the sampler's ``step``, with ``self``."""
-    output: str = "model_output"
-    """The argument of ``step`` that the sampler follows: the picture, where it is given (EDM)."""
-    lane: Lane | None = None
-    last: int | None = None
-    """Which of ``places.steps`` was taken last."""
-    returned: Tensor | None = None
-    """Latents that the last step returned."""
-    guessed_begin: int | None = None
-    """The run's first step, where the scheduler has no word for it (`place_first`)."""
-
-    def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``step`` is called with, by name."""
-        arguments = dict(self.signature.bind(self.stepper, *args, **kwargs).arguments)
-        del arguments["self"]
-        return arguments | arguments.pop("kwargs", {})
-
-    def place(self, timestep: Any) -> int | None:
-        """Which of the run's steps the sampler takes now; None beyond them."""
-        place = getattr(self.stepper, "step_index", None)
-        if place is None and self.last is not None:
-            place = self.last + 1
-        if place is None:
-            place = getattr(self.stepper, "begin_index", None)
-        if place is None:  # read once a run
-            place = self.places.nearest(float(torch.as_tensor(timestep).flatten()[0]))
-        return place if 0 <= place < len(self.places.steps) else None
-
-    def place_first(self, fraction: float) -> None:
-        """Guess the run's first step: it is at this fraction of the timestep at pure noise."""
-        length = getattr(self.stepper.config, "num_train_timesteps", None)
-        self.guessed_begin = 0 if length is None else self.places.nearest(fraction * length)
-
-    @property
-    def begin(self) -> int:
-        """The step that a run begins with, as far as that is known before it is taken."""
-        return getattr(self.stepper, "begin_index", self.guessed_begin) or 0
+        What is new in the second call is taken to be new in every call. What is the same there has
+        to stay, also where another leaf has changed, or its shape.
+        """
+        leaves, structure = pytree.tree_flatten_with_path((args, dict(kwargs)))
+        layout, given, changed = [structure], {}, False
+        for path, leaf in leaves:
+            if isinstance(leaf, Tensor):
+                base = leaf if leaf._base is None else leaf._base  # of views, which are made anew
+                version = None if leaf.is_inference() else leaf._version
+                layout.append((leaf.shape, leaf.dtype, leaf.device))
+                given[path] = weakref.ref(base), (leaf.storage_offset(), version)
+            else:
+                base = None
+                kept = isinstance(leaf, (bool, str, type(None)))
+                layout.append(leaf if kept else type(leaf))
+                given[path] = None, leaf if isinstance(leaf, (int, float)) else type(leaf)
+            if path in self._given:
+                ref, value = self._given[path]
+                same = (ref and ref()) is base and value == given[path][1]
+                changed |= self._constant.setdefault(path, same) and not same
+        follows = layout == self.layout and not changed
+        self.layout, self._given = layout, given
+        return follows
 
 
 @dataclass(slots=True)
@@ -131,44 +110,31 @@ class Run:
     peak_bytes: int = 0
     finished: bool = False
 
-    def enter(self, name: str, context: str) -> Key:
-        """A denoiser is called: the key of the call; begins the next step after a step."""
-        if self.stepped:
-            self.last_made = tuple(self.made)
-            self.stepped, self.decision, self.record, self.cost = False, None, None, 0.0
-            self.made.clear()
-            self.decided.clear()
-        count = sum(key[:2] == (name, context) for key in self.made)
-        key = (name, context, count)
-        self.made[key] = False
-        return key
-
-    def ahead(self) -> list[tuple[Track, Step]]:
-        """The samplers that step next, with their step to come; some may never be stepped."""
-        tracks, ahead = self.tracks.values(), []
-        for track in [each for each in tracks if each.last is not None] or tracks:
-            place = track.begin if track.last is None else track.last + 1
-            if place < len(track.places.steps):
-                ahead.append((track, track.places.steps[place]))
-        return ahead
-
-    def stand_aside(self) -> None:
-        """Compute this step, which records gradients, whatever would have been decided."""
-        self.gradients, self.decision = True, Decision(True, "autograd")
-        if ahead := self.ahead():
-            self.record = record_of(STEP_CONTEXT, ahead[0][1], self.decision)
+    def next_step(self) -> Step | None:
+        """The step to come, of the first sampler that has one."""
+        return next((each.upcoming for each in self.tracks.values() if each.upcoming), None)
 
     def note(self, step: Step, computed: bool) -> None:
         """Account for the calls of the step that ends."""
-        record = self.record or record_of(STEP_CONTEXT, step, Decision(computed, "first"))
-        self.record, made = record, tuple(self.made)
-        record.step_index, record.sigma = step.index, step.sigma  # not known before a late start
-        if computed and not record.refreshed:
-            record.reason = "inputs"
-        record.refreshed, record.calls = computed, len(made)
-        record.computed_calls = sum(self.made.values())
-        record.compute_fraction = min(self.cost / len(made), 1.0)
-        self.trace.calls.append(record)
+        made, decision = tuple(self.made), self.decision or Decision(computed, "first")
+        self.record = CallRecord(
+            STEP_CONTEXT,
+            step.index,
+            step.sigma,
+            computed,
+            "inputs" if computed and not decision.compute else decision.why,
+            weight=decision.weight,
+            temporal=decision.temporal,
+            spatial=decision.spatial,
+            base_signal=decision.base_signal,
+            expected_offset=decision.expected_offset,
+            expected_error=decision.expected_error,
+            tolerance=decision.tolerance,
+            compute_fraction=min(self.cost / len(made), 1.0),
+            calls=len(made),
+            computed_calls=sum(self.made.values()),
+        )
+        self.trace.calls.append(self.record)
         changed = self.inputs_changed or bool(self.last_made and made != self.last_made)
         self.inputs_changed, self.lines_broken = changed and not computed, changed
 
@@ -188,16 +154,10 @@ class _OfThread(threading.local):
     """What each thread has of its own."""
 
     run: Run | None = None
-    context: str = "default"
-    """The name that `RunTracker.context` gives to calls."""
 
     def __init__(self) -> None:
-        self.seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self.begun: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         """The timesteps that runs were begun with, by scheduler; weak references, both."""
-
-    def has_seen(self, scheduler: Any) -> bool:
-        known = self.seen.get(scheduler)
-        return known is not None and known() is scheduler.timesteps
 
 
 class RunTracker:
@@ -221,7 +181,7 @@ class RunTracker:
     ) -> None:
         self._site, self._stacks = site, stacks
         self.denoisers, self.find_schedulers = dict(denoisers), find_schedulers
-        self._local = _OfThread()
+        self.context, self._local = Context(), _OfThread()
         self._schedulers: list[Any] = []
         self._copies: weakref.WeakSet = weakref.WeakSet()
         """Of the schedulers, which some pipelines step too, or alone."""
@@ -237,7 +197,7 @@ class RunTracker:
             intercept(module, partial(self.call, name), self._site, InterceptedModel)
         for stack in self._stacks.values():
             stack.install()
-        self._take_schedulers()
+        self._take(list(self.find_schedulers()))
 
     def uninstall(self) -> None:
         self.reset()
@@ -248,16 +208,15 @@ class RunTracker:
         for module in self.denoisers.values():
             release(module)
 
-    def _take_schedulers(self) -> None:
+    def _take(self, schedulers: list[Any]) -> None:
         """Take over schedulers that came since, or that another cache had; let go of others."""
-        current = list(self.find_schedulers())
-        gone = [x for x in self._schedulers if not any(x is other for other in current)]
+        gone = [x for x in self._schedulers if not any(x is other for other in schedulers)]
         _release(gone, self.step)
-        for scheduler in current:
+        for scheduler in schedulers:
             if handler_of(scheduler) != self.step:
                 check_scheduler(scheduler)
                 intercept_step(scheduler, self.step)
-        self._schedulers = current
+        self._schedulers = schedulers
 
     def copied(self, scheduler: Any) -> None:
         """One of the schedulers was copied."""
@@ -277,21 +236,8 @@ class RunTracker:
             self._local.run = None
 
     def summary(self) -> CacheSummary:
-        run = self.latest
-        return (
-            summary_of(run.trace, run.peak_bytes)
-            if run
-            else summary_of(new_trace(self._site.method))
-        )
-
-    @contextmanager
-    def context(self, name: str):
-        """Names the calls made inside, as ``CacheMixin.cache_context`` does."""
-        outer, self._local.context = self._local.context, name
-        try:
-            yield
-        finally:
-            self._local.context = outer
+        run = self.latest or Run(new_trace(self._site.method))
+        return summary_of(run.trace, run.peak_bytes)
 
     def _begin(self, schedulers: Iterable[Any]) -> None:
         """Begin a run of the schedulers, which were set to new timesteps."""
@@ -299,29 +245,38 @@ class RunTracker:
         check_alone(self.denoisers.values())
         self.latest = self._local.run = run = Run(new_trace(self._site.method))
         for scheduler in schedulers:
-            self._local.seen[scheduler] = weakref.ref(scheduler.timesteps)
-            run.tracks[id(scheduler)] = _new_track(scheduler)
+            self._local.begun[scheduler] = weakref.ref(scheduler.timesteps)
+            run.tracks[id(scheduler)] = track_of(scheduler)
 
     # -- calls and steps -------------------------------------------------------------------------
 
     def call(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer a call of a denoiser."""
-        local, now = self._local, list(self.find_schedulers())
-        if now != self._schedulers or any(handler_of(each) != self.step for each in now):
-            self._take_schedulers()
-        # set_timesteps makes new tensors for every run
-        fresh = [
+        local, schedulers = self._local, list(self.find_schedulers())
+        if schedulers != self._schedulers or any(
+            vars(each).get(HANDLER) != self.step for each in schedulers
+        ):
+            self._take(schedulers)
+        fresh = [  # set_timesteps makes new tensors for every run
             each
-            for each in (*self._schedulers, *self._copies)
-            if each.timesteps is not None and not local.has_seen(each)
+            for each in (*schedulers, *self._copies)
+            if each.timesteps is not None
+            and ((begun := local.begun.get(each)) is None or begun() is not each.timesteps)
         ]
         if fresh:
             self._begin(fresh)
-        run = local.run
+        run, context = local.run, self.context.name or "default"
         if run is None or run.finished:
             return original(*args, **kwargs)
+        if run.stepped:  # the next step begins
+            run.last_made, run.made, run.decided = tuple(run.made), {}, {}
+            run.stepped, run.decision, run.cost = False, None, 0.0
+            for track in run.tracks.values():
+                if track.last is None:  # others are stepped, and this one is not
+                    track.upcoming = None
+        key = (name, context, sum(each[:2] == (name, context) for each in run.made))
+        run.made[key] = False
         try:
-            key = run.enter(name, local.context)
             return self._site.answer_call(run, key, original, args, kwargs)
         except BaseException:
             self.reset()
@@ -337,34 +292,28 @@ class RunTracker:
             return original(*args, **kwargs)  # set_timesteps, and no denoiser call since
         try:
             if track is None:
-                track = run.tracks[id(stepper)] = _new_track(stepper)
-            arguments = track.arguments(args, kwargs)
-            place = track.place(arguments["timestep"])
-            if place is None:
+                track = run.tracks[id(stepper)] = track_of(stepper)
+            arguments = dict(track.signature.bind(*args, **kwargs).arguments)
+            arguments |= arguments.pop("kwargs", {})
+            place = getattr(stepper, "step_index", None)
+            if place is None:  # before the first step, or of a sampler that does not count
+                begins = track.last is None
+                place = track.first_place(arguments["timestep"]) if begins else track.last + 1
+            steps = track.places.steps
+            if not 0 <= place < len(steps):
                 return original(**arguments)
-            step = track.places.steps[place]
-            result = self._site.answer_step(run, track, step, original, arguments)
+            result = self._site.answer_step(run, track, steps[place], original, arguments)
         except BaseException:
             self.reset()
             raise
-        run.stepped = True
-        track.last = place
+        run.stepped, track.last = True, place
+        track.upcoming = steps[place + 1] if place + 1 < len(steps) else None
         track.returned = result if isinstance(result, Tensor) else result[0]
-        if not run.ahead():
+        if not any(each.upcoming for each in run.tracks.values() if each.last is not None):
             run.account_memory()
             run.forget()
-            say_if_idle(run.trace)
+            warn_if_idle(run.trace)
         return result
-
-
-def _new_track(stepper: Any) -> Track:
-    scheduler = unwrapped(stepper)
-    return Track(
-        stepper,
-        scheduler.timesteps,
-        read_places(scheduler),
-        inspect.signature(type(stepper).step),
-    )
 
 
 def _release(schedulers: Iterable[Any], handler: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""Cheap signals that decisions are made from, as fp32 sums.
+"""Cheap signals that decisions are made from, as fp32 sums, and where they reach the host.
 
 Every change is returned as a numerator and a denominator *sum* over the local tokens. Sums, unlike
 ratios, can be added up over ranks that hold different tokens, and they are divided on the host.
@@ -8,9 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .messages import warn_once
+from .ranks import DecisionScope
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,29 @@ class Read:
     local: list[float] = field(default_factory=list)
 
 
+def read(signals: Sequence[Signal], scope: DecisionScope) -> list[Read]:
+    """The values of the signals: one reduction over ranks, one transfer to the host.
+
+    ``inside`` sums are added up over ranks, ``outside`` ones where the latents are split; what is
+    ``local``, or equal on every rank, is not. Raises `ValueError` for too many sums.
+    """
+    kinds = ("inside", "outside", "local")
+    summed = kinds[: 2 if scope.latents_are_split else 1]
+    parts = [(kind, i) for kind in kinds for i in range(len(signals))]
+    scalars = [x for kind, i in parts for x in getattr(signals[i], kind)]
+    if not scalars:
+        return [Read() for _ in signals]
+    vector = torch.stack([x.detach().to(scalars[0].device, torch.float32) for x in scalars])
+    if scope.group is not None:
+        count = sum(len(getattr(one, kind)) for kind in summed for one in signals)
+        scope.add_up(vector[:count])
+    values = iter(vector.tolist())
+    reads = [Read() for _ in signals]
+    for kind, i in parts:
+        getattr(reads[i], kind).extend(next(values) for _ in getattr(signals[i], kind))
+    return reads
+
+
 def l1_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
     """Return ``[sum |x - reference|, sum |reference|]`` (scalars, float32).
 
@@ -54,15 +79,6 @@ def l2_sums(x: Tensor, reference: Tensor) -> list[Tensor]:
     """Return ``[||x - reference||^2, ||reference||^2]`` (scalars, float32)."""
     x, reference = x.float(), reference.float()
     return [(x - reference).square().sum(), reference.square().sum()]
-
-
-def drift_sums(latents: Tensor, reference: Tensor) -> list[Tensor]:
-    """Return ``[||x - x0||^2, ||x0||^2, s]``, s the `token_std_sum` of x (scalars, float32).
-
-    x are the ``latents`` as tokens (`latent_tokens`), x0 the ``reference``, tokens already.
-    """
-    tokens = latent_tokens(latents)
-    return [*l2_sums(tokens, reference), token_std_sum(tokens)]
 
 
 def motion_sums(x: Tensor, num_frames: int) -> list[Tensor]:
@@ -85,13 +101,6 @@ def token_std_sum(x: Tensor) -> Tensor:
     return x.float().std(dim=-1, unbiased=False).sum()
 
 
-def latent_tokens(latents: Tensor) -> Tensor:
-    """Latents ``[B, C, ...]`` -> tokens ``[B, N, C]``, a view; three axes are tokens already."""
-    if latents.ndim == 3:
-        return latents
-    return latents.reshape(len(latents), latents.shape[1] if latents.ndim > 1 else 1, -1).mT
-
-
 def ratio(numerator: float, denominator: float) -> float:
     """Relative change from its two sums.
 
@@ -107,8 +116,3 @@ def ratio(numerator: float, denominator: float) -> float:
     if denominator > 0.0:
         return numerator / denominator
     return math.inf if numerator > 0.0 else 0.0
-
-
-def root_ratio(numerator: float, denominator: float) -> float:
-    """Relative L2 change ``||a|| / ||b||`` from the two sums of squares."""
-    return math.sqrt(ratio(numerator, denominator))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from .messages import warn_once
 from .methods.base import Decision
 from .step import Step
 
@@ -218,15 +219,14 @@ IDLE_STEPS = 4
 """Shorter runs may well have nothing to reuse."""
 
 
-def idle_message(trace: Trace) -> str | None:
-    """What to say of a run in which the cache never acted; None where it did, or could not."""
+def warn_if_idle(trace: Trace) -> None:
+    """Warn, once a process, of a run in which the cache could have acted and never did."""
     reasons = [record.reason for record in trace.calls]
     if len(reasons) < IDLE_STEPS or any(not record.refreshed for record in trace.calls):
-        return None
+        return
     most = max(sorted(set(reasons)), key=reasons.count)
-    if (trace.config or {}).get("schedule") == 1 or most not in IDLE_HINTS:
-        return None
-    return f"{trace.method} computed every step of a run ({most}): {IDLE_HINTS[most]}"
+    if (trace.config or {}).get("schedule") != 1 and most in IDLE_HINTS:
+        warn_once(f"{trace.method} computed every step of a run ({most}): {IDLE_HINTS[most]}")
 
 
 def tensor_bytes(state: Any) -> int:

@@ -1,72 +1,64 @@
 """Repair for Euler steps ``x <- x + dsigma * output``: a later output carries what is owed."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor
 
-from xfuser_adacorr.model_executor.cache.forecasts import Forecast, LineWeights
+from xfuser_adacorr.model_executor.cache.forecasts import Forecast
 from xfuser_adacorr.model_executor.cache.step import Step
 
 
-def owed_weights(
-    skipped: list[tuple[float, LineWeights]], sigma0: float, sigma: float
-) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
-    """Weights of ``V0, V1, v`` in what the skipped steps owe the latents.
+def owed(skipped: Sequence[Step], step: Step, fresh: Tensor, forecast: Forecast) -> Tensor | float:
+    """What the ``skipped`` steps owe the latents at ``step``, where ``fresh`` was computed.
 
-    ``sum_j dsigma_j (blend_j - forecast_j)``: the steps skipped at ``sigma_j`` with the weights
-    ``(a0, a1)`` should have used the blend ``(1 - w_j) V0 + w_j v`` of cached and fresh,
-    ``w_j = (sigma0 - sigma_j) / (sigma0 - sigma)``; V0 was computed at ``sigma0``, v at ``sigma``.
+    ``sum_j dsigma_j (blend_j - forecast_j)``: the step skipped at ``sigma_j`` should have used the
+    blend ``v0 + (sigma0 - sigma_j) / (sigma0 - sigma) (v - v0)`` of cached and fresh.
     """
-    ends = [*(start for start, _ in skipped[1:]), sigma]
-    d0 = d1 = d = 0.0
-    for (start, (a0, a1)), end in zip(skipped, ends, strict=True):
-        w, step_size = (sigma0 - start) / (sigma0 - sigma), end - start
-        d0 = d0 + step_size * (1.0 - w - a0)
-        d1 = d1 - step_size * a1
-        d = d + step_size * w
-    return d0, d1, d
+    v0, t0, total = forecast.v0, forecast.t0, 0.0
+    for past, after in pairwise([*skipped, step]):
+        blend = v0 + (t0 - past.sigma) / (t0 - step.sigma) * (fresh - v0)
+        total = total + (after.sigma - past.sigma) * (blend - forecast(past))
+    return total
 
 
 class EulerRepair:
     """Remembers the skipped steps, and has the next refresh pay for them."""
 
     def __init__(self) -> None:
-        self._skipped: list[tuple[float, LineWeights]] = []
+        self._skipped: list[Step] = []
         self._guessed: tuple[Tensor, Step] | None = None
         """What was paid last, where its step size was only guessed."""
 
-    def owe(self, step: Step, weights: LineWeights) -> None:
-        """A forecast with these weights was used at ``step``."""
-        self._skipped.append((step.sigma, weights))
+    def owe(self, step: Step) -> None:
+        """A forecast stood in at ``step``."""
+        self._skipped.append(step)
 
     def pay(self, step: Step, fresh: Tensor, forecast: Forecast) -> Tensor:
-        """The output at ``step`` with ``(C - D) / dsigma`` added; ``forecast`` is not yet updated.
+        """The output at ``step`` with what is owed added; ``forecast`` is not yet updated.
 
         The last step pays nothing, since nothing could follow it.
         """
-        owed = None
-        if self._skipped:
-            d0, d1, d = owed_weights(self._skipped, forecast.t0, step.sigma)
-            owed = d0 * forecast.v0 + d * fresh
-            if forecast.v1 is not None:
-                owed = owed + d1 * forecast.v1
+        debt = owed(self._skipped, step, fresh, forecast)
         if self._guessed is not None:  # the step that paid was longer or shorter than guessed
             paid, past = self._guessed
-            reached = self._skipped[0][0] if self._skipped else step.sigma
-            remainder = (past.sigma_next - reached) * paid
-            owed = remainder if owed is None else owed + remainder
+            reached = self._skipped[0] if self._skipped else step
+            debt = debt + (past.sigma_next - reached.sigma) * paid
+        nothing = not self._skipped and self._guessed is None
         self._skipped, self._guessed = [], None
         step_size = step.sigma_next - step.sigma
-        if owed is None or step.is_last or step_size == 0.0:
+        if nothing or step.is_last or step_size == 0.0:
             return fresh
-        payment = owed / step_size
+        payment = debt / step_size
         if not step.exact:
             self._guessed = payment, step
         return fresh + payment
 
     # -- at the sampler step ---------------------------------------------------------------------
 
-    def skip(self, original, arguments, step: Step, weights: LineWeights):
+    def skip(self, original, arguments, step: Step):
         """Step the sampler with the forecast that ``arguments`` hold; the next refresh pays."""
-        self.owe(step, weights)
+        self._skipped.append(step)
         return original(**arguments)
 
     def refresh(self, original, arguments, step: Step, fresh: Tensor, forecast: Forecast):
@@ -84,13 +76,13 @@ class EulerRepair:
 class NoRepair:
     """The forecast alone, for samplers that draw noise: what skipped steps owe stays unpaid."""
 
-    def owe(self, step: Step, weights: LineWeights) -> None:
+    def owe(self, step: Step) -> None:
         pass
 
     def pay(self, step: Step, fresh: Tensor, forecast: Forecast) -> Tensor:
         return fresh
 
-    def skip(self, original, arguments, step: Step, weights: LineWeights):
+    def skip(self, original, arguments, step: Step):
         return original(**arguments)
 
     def refresh(self, original, arguments, step: Step, fresh: Tensor, forecast: Forecast):

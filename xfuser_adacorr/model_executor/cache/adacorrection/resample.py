@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xfuser_adacorr.model_executor.cache.forecasts import Forecast, LineWeights, as_output
+from xfuser_adacorr.model_executor.cache.forecasts import Forecast, as_output
 from xfuser_adacorr.model_executor.cache.schedulers import MULTISTEP, is_known_as, unwrapped
 from xfuser_adacorr.model_executor.cache.step import Step
 
@@ -59,9 +59,7 @@ class Resample:
         """Copy of what the last skipped step returned, since others may write into it."""
         self._returned_version = 0
 
-    def skip(
-        self, original: Callable, arguments: dict[str, Any], step: Step, weights: LineWeights
-    ) -> Any:
+    def skip(self, original: Callable, arguments: dict[str, Any], step: Step) -> Any:
         """Step the sampler with the forecast that ``arguments`` hold."""
         if any(arguments.get(name) for name in STOCHASTIC_ARGUMENTS):
             self._warn(" with noise added in each step")

@@ -7,19 +7,10 @@ a tolerance. ``..reference`` has the same on one page.
 
 import math
 
-import torch
 from torch import Tensor
 
 from xfuser_adacorr.model_executor.cache.methods.base import Call, Decision, Rule
-from xfuser_adacorr.model_executor.cache.signals import (
-    Read,
-    Signal,
-    drift_sums,
-    latent_tokens,
-    ratio,
-    root_ratio,
-    token_std_sum,
-)
+from xfuser_adacorr.model_executor.cache.signals import Read, Signal, ratio
 from xfuser_adacorr.model_executor.cache.step import Step
 from xfuser_adacorr.model_executor.cache.trace import CallRecord
 
@@ -64,8 +55,11 @@ class ErrorRule(Rule):
         self.gamma, self.lambda_, self.tolerance, self.budget = gamma, lambda_, tolerance, budget
         self.cap = cap
         self.reference: Tensor | None = None
-        """Latents of the last refresh, float32, as tokens; ``spatial``: their deviations' sum."""
-        self.spatial: Tensor | None = None
+        """Latents of the last refresh as the model was given them, float32."""
+        self.deviation: Tensor | None = None
+        """Sum over their tokens of the standard deviation over channels."""
+        self.channels = -1
+        """Their axis: three axes are tokens ``[B, N, C]``, more are ``[B, C, ...]``."""
         self.refreshed: Step | None = None
         self.gap: int | None = None
         """Steps from the refresh before to the last one."""
@@ -82,73 +76,47 @@ class ErrorRule(Rule):
     def measure(self, call: Call) -> Signal:
         if self.reference is None:
             return Signal()
-        drift = drift_sums(call.latents, self.reference)
-        return Signal(outside=[*drift, self.spatial, *self._found])
+        x, x0 = call.latents.float() * call.scale, self.reference
+        difference, deviation = (x - x0).square().sum(), x.std(self.channels, unbiased=False).sum()
+        return Signal(
+            outside=[difference, x0.square().sum(), deviation, self.deviation, *self._found]
+        )
 
     def decide(self, call: Call, read: Read) -> Decision:
-        step = call.step
-        if self.reference is None:
+        step, last = call.step, self.refreshed
+        if last is None:
             return Decision(True, "first")
-        difference, reference, std, std0, *found = read.outside
+        difference, norm, deviation, deviation0, *found = read.outside
         if found:
-            self._learn(found)
-        drift, spatial = root_ratio(difference, reference), ratio(abs(std - std0), std0)
+            self._learn(*found)
+        drift = math.sqrt(ratio(difference, norm))
+        spatial = ratio(abs(deviation - deviation0), deviation0)
         kappa, tolerance = self.kappa, self.tolerance
-        if kappa is None and self.budget is not None:
-            kappa = self.budget.prior_kappa(step, self.speed)
+        if self.budget is not None:
+            tolerance = self.budget.tolerance(step, last, kappa, self.speed)
+            kappa = self.budget.prior_kappa(step, self.speed) if kappa is None else kappa
+        elif self.cap is not None and kappa is not None:
+            tolerance = max(tolerance, self.cap.tolerance(step, last, kappa, self.speed))
         if kappa is None:
-            expected, error = None, 0.0
-            moved = max(drift, abs(step.coordinate - self.refreshed.coordinate))
+            moved, expected, error = max(drift, abs(step.coordinate - last.coordinate)), None, 0.0
             share = moved / (self.first_drift_limit * math.sqrt(tolerance))
         else:
             expected = kappa * drift
             error = self.error + expected * step.step_gain * self.speed
-            if self.budget is not None:
-                tolerance = self.budget.tolerance(step, self.refreshed, self.kappa, self.speed)
-            elif self.cap is not None:
-                capped = self.cap.tolerance(step, self.refreshed, self.kappa, self.speed)
-                tolerance = max(tolerance, capped)
             share = ratio(error, tolerance)
         score = share + self.lambda_ * spatial
-        if step.index - self.refreshed.index >= self._furthest(step):
+        # a forecast that went wrong may agree with itself: no gap is much longer than the last one
+        furthest = math.inf if kappa is not None else self.first_gap * step.remaining
+        if step.index - last.index >= (self.gap_growth * self.gap if self.gap else furthest):
             score = max(score, 1.0)
         weight = min(max(self.gamma * score, 0.0), 1.0)
         why = "offset" if weight >= 1.0 else "reuse"
-        if step.remaining <= self._forced_last(step, expected, error, tolerance):
+        # a refresh in the last step mends one step only: one earlier is worth more
+        spared = step.exact and expected is not None and error <= self.last_share * tolerance
+        final = step.remaining <= (1 if step.exact else FORCED_WHERE_GUESSED)
+        if final and not spared and self.budget is None:
             why = "last"
-        measures = {
-            "temporal": drift,
-            "spatial": spatial,
-            "expected_offset": expected,
-            "expected_error": error,
-            "tolerance": tolerance,
-        }
-        return Decision(why != "reuse", why, weight=weight, **measures)
-
-    def _furthest(self, step: Step) -> float:
-        """Length of a gap that is ended whatever is expected.
-
-        A forecast that went wrong may agree with itself: on latents that hardly move, with outputs
-        that stay. A budget spreads its refreshes by itself while no gap is known.
-        """
-        if self.gap:
-            return self.gap_growth * self.gap
-        known = self.kappa is not None or self.budget is not None
-        return math.inf if known else self.first_gap * step.remaining
-
-    def _forced_last(
-        self, step: Step, expected: float | None, error: float, tolerance: float
-    ) -> int:
-        """How many of the last steps are computed, whatever their weight.
-
-        A refresh in the last step mends one step only, and the gap before it is never repaired:
-        where little is expected to be missed, or a budget is held, one earlier is worth more.
-        """
-        if self.budget is not None:
-            return 0
-        if not step.exact:
-            return FORCED_WHERE_GUESSED
-        return int(expected is None or error > self.last_share * tolerance)
+        return Decision(why != "reuse", why, weight, drift, spatial, expected, error, tolerance)
 
     def after_call(self, call: Call, decision: Decision) -> None:
         if self.cap is not None:
@@ -160,32 +128,31 @@ class ErrorRule(Rule):
         self, call: Call, decision: Decision, missed: list[Tensor], record: CallRecord
     ) -> None:
         """Measure drift from these latents on; ``missed`` (`Forecast.missed`) is read later."""
-        step, last = call.step, self.refreshed
+        step, last, latents = call.step, self.refreshed, call.latents.detach()
         if last is not None and step.index > last.index:  # not a step taken twice
             self.gap = step.index - last.index
         self._found_at = (record, decision.temporal, None if last is None else last.index)
-        self.reference = latent_tokens(call.latents.detach()).to(torch.float32, copy=True)
-        self.spatial = token_std_sum(self.reference)
+        self.reference = latents.float() * call.scale  # a tensor of its own
+        self.channels = 1 if latents.ndim > 3 else -1
+        self.deviation = self.reference.std(self.channels, unbiased=False).sum()
         self.refreshed, self.error = step, 0.0
         self.found(missed)
 
     def found(self, missed: list[Tensor]) -> None:
         self._found = [*missed, self.reference.square().sum()] if missed else []
 
-    def _learn(self, found: list[float]) -> None:
+    def _learn(self, error: float, velocity: float, latents: float) -> None:
         """Take in what the last refresh found."""
-        error, velocity, latents = found
         record, drift, since = self._found_at
-        self.speed = root_ratio(velocity, latents)
-        if not math.isnan(error):
-            offset = root_ratio(error, velocity)
-            record.found_offset = offset
-            if drift:
-                self.kappa = offset / drift
-                budget = self.budget or self.cap
-                if budget is not None and since is not None:
-                    budget.found(self.refreshed, since, self.kappa, self.speed)
-        self._found = []
+        self._found, self.speed = [], math.sqrt(ratio(velocity, latents))
+        if math.isnan(error):
+            return
+        record.found_offset = offset = math.sqrt(ratio(error, velocity))
+        if drift:
+            self.kappa = offset / drift
+            budget = self.budget or self.cap
+            if budget is not None and since is not None:
+                budget.found(self.refreshed, since, self.kappa, self.speed)
 
     def tensors(self) -> list[Tensor]:
-        return [] if self.reference is None else [self.reference, self.spatial, *self._found]
+        return [] if self.reference is None else [self.reference, self.deviation, *self._found]

@@ -44,7 +44,7 @@ class StraightLine:
             return original(**arguments)  # everything is computed then
         return self._moved(original, arguments, step, fresh)
 
-    def skip(self, original, arguments, step: Step, weights) -> Any:
+    def skip(self, original, arguments, step: Step) -> Any:
         return self._moved(original, arguments, step, None)
 
     def _moved(self, original, arguments, step: Step, fresh: Tensor | None) -> Any:

@@ -54,7 +54,7 @@ def recorded_changes(x: Any, **options: Any) -> Iterator[list[float]]:
     """
     changes: list[float] = []
     enable_cache(x, Ada(codebook=_EVERY_STEP), **options)
-    for stack in site_of(x).stacks_in_use():
+    for stack in site_of(x).stacks.values():
         stack.method.observe = changes.append
     try:
         yield changes

@@ -49,8 +49,8 @@ class UntilTheEnd:
     def refresh(self, original, arguments, step: Step, fresh, forecast) -> Any:
         return self._ending(step, self.repair.refresh(original, arguments, step, fresh, forecast))
 
-    def skip(self, original, arguments, step: Step, weights) -> Any:
-        return self._ending(step, self.repair.skip(original, arguments, step, weights))
+    def skip(self, original, arguments, step: Step) -> Any:
+        return self._ending(step, self.repair.skip(original, arguments, step))
 
     def _ending(self, step: Step, result: Any) -> Any:
         if step.is_last:

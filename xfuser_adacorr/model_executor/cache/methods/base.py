@@ -45,7 +45,9 @@ class Call:
     """A sampling step, or one call of a model, that is to be decided."""
 
     latents: Tensor | None = None
-    """As the model is given them; None where a run begins."""
+    """Of the step, or as the model is given them; None where a run begins."""
+    scale: float = 1.0
+    """What they are multiplied by for the model."""
     step: Step | None = None
     """None until what it takes to know the place has been read."""
     block: BlockCall | None = None
@@ -65,10 +67,10 @@ class Decision:
     weight: float | None = None
     temporal: float | None = None
     spatial: float | None = None
-    base_signal: float | None = None
     expected_offset: float | None = None
     expected_error: float | None = None
     tolerance: float | None = None
+    base_signal: float | None = None
     run_blocks: tuple[bool, ...] | None = None
     kept_tokens: int | None = None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.signals import l2_sums, root_ratio
+from xfuser_adacorr.model_executor.cache.signals import l2_sums, ratio
 
 from .base import BlockCall, Decision, Read, Signal, StackMethod, Streams
 from .options import StackOptions, check_flag, check_number
@@ -77,7 +77,7 @@ def unpacked_tests(sums: list[float], count: int, max_sums: int) -> tuple[float,
     *margins, difference, reference = sums
     together = blocks_a_test(count, max_sums)
     run_blocks = tuple(margins[index // together] > 0.0 for index in range(count))
-    return root_ratio(difference, reference), run_blocks
+    return math.sqrt(ratio(difference, reference)), run_blocks
 
 
 def blocks_a_test(count: int, max_sums: int) -> int:
@@ -179,7 +179,7 @@ class PerBlockTest(StackMethod):
         if self.max_sums is not None and not self.signal_only:
             change, run_blocks = unpacked_tests(sums, len(state.inputs), self.max_sums)
         else:
-            changes = [root_ratio(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
+            changes = [math.sqrt(ratio(*pair)) for pair in zip(sums[::2], sums[1::2], strict=True)]
             change, run_blocks = max(changes), tuple(not c <= self.threshold for c in changes)
         kept = max(int(local[0]), 1) if local and math.isfinite(change) else None
         reuse = not all(run_blocks) or kept is not None

@@ -6,7 +6,6 @@ forecast of the model's output stands in for it, or values inside the model.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +15,25 @@ from torch import Tensor, nn
 from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.others import check_alone
-from xfuser_adacorr.model_executor.cache.engine import Lane
-from xfuser_adacorr.model_executor.cache.inputs import Inputs, records_gradients, same_conditioning
-from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
+from xfuser_adacorr.model_executor.cache.engine import Lane, check_decision
+from xfuser_adacorr.model_executor.cache.inputs import records_gradients, same_conditioning
+from xfuser_adacorr.model_executor.cache.intercept import (
+    Context,
+    InterceptedModel,
+    intercept,
+    release,
+)
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,
     Decision,
-    Signal,
     StackRule,
     Streams,
 )
 from xfuser_adacorr.model_executor.cache.methods.options import Method
-from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
-from xfuser_adacorr.model_executor.cache.run import say_if_idle
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
+from xfuser_adacorr.model_executor.cache.run import Slot
+from xfuser_adacorr.model_executor.cache.signals import Signal, read
 from xfuser_adacorr.model_executor.cache.step import Step, step_from_timestep
 from xfuser_adacorr.model_executor.cache.trace import (
     CacheSummary,
@@ -39,6 +43,7 @@ from xfuser_adacorr.model_executor.cache.trace import (
     record_of,
     summary_of,
     tensor_bytes,
+    warn_if_idle,
 )
 
 from .outputs import refreshed_output, reused_output
@@ -61,12 +66,11 @@ class Branch:
     inside: StackRule | None
     calls: int = 0
     last: Step | None = None
-    template: Any = None
-    """The last computed output, whose form answers have."""
-    inputs: Inputs | None = None
-    """What the model was last called with, beside the latents and the timestep."""
+    slot: Slot = field(default_factory=Slot)
+    """What the model is called with, beside the latents and the timestep; its last output, whose
+    form answers have."""
     conditioning: Mapping[str, Any] | None = None
-    """The same itself."""
+    """What it was last called with, itself."""
 
 
 @dataclass(slots=True)
@@ -93,8 +97,8 @@ class ModelRun:
             branch.lane.tensors() if branch.lane is not None else branch.inside.tensors()
             for branch in branches
         ]
-        templates = [branch.template for branch in branches]
-        self.peak_bytes = max(self.peak_bytes, tensor_bytes([states, templates]))
+        outputs = [branch.slot.output for branch in branches]
+        self.peak_bytes = max(self.peak_bytes, tensor_bytes([states, outputs]))
 
 
 @dataclass(slots=True)
@@ -123,8 +127,9 @@ class ModelSite:
         stack: Stack | None,
     ) -> None:
         self.method, self.model, self.scope, self.stack = method, model, scope, stack
+        self.stacks = {} if stack is None else {"": stack}
         self.latents_name, self.timestep_name, self.full_noise = names
-        self._context: str | None = None
+        self.context = Context()
         self.run: ModelRun | None = None
         self.finished: ModelRun | None = None
         self._short_runs = 0
@@ -143,24 +148,12 @@ class ModelSite:
             self.stack.uninstall()
         release(self.model)
 
-    @contextmanager
-    def context(self, name: str):
-        """Names the calls made inside, as ``CacheMixin.cache_context`` does."""
-        outer, self._context = self._context, name
-        try:
-            yield
-        finally:
-            self._context = outer
-
     def reset(self) -> None:
         """End the run; its trace stays for `summary`."""
         if self.run is not None:
-            say_if_idle(self.run.trace)
+            warn_if_idle(self.run.trace)
             self.run.branches.clear()
             self.finished, self.run = self.run, None
-
-    def stacks_in_use(self) -> list[Stack]:
-        return [self.stack] if self.stack is not None else []
 
     def summary(self) -> CacheSummary:
         run = self.run or self.finished or ModelRun(new_trace(self.method))
@@ -223,7 +216,7 @@ class ModelSite:
     def _branch_of(self, latents: Tensor, timestep: Tensor) -> Branch:
         """The branch of this call, made where it is new; another layout begins another run."""
         layout = (tuple(latents.shape), latents.dtype, latents.device)
-        name = self._context
+        name = self.context.name
         if self.run is not None and any(b.layout != layout for b in self.run.branches.values()):
             self.reset()
         if self.run is not None and self.run.place >= MOST_BRANCHES - 1:
@@ -258,7 +251,7 @@ class ModelSite:
         call.block = block
         rule = branch.lane.rule if branch.lane is not None else branch.inside
         signal = rule.measure(call) + Signal(local=[asked.timestep])
-        (values,) = self.scope.read([signal])
+        (values,) = read([signal], self.scope)
         call.step = step_from_timestep(
             branch.calls, values.local.pop(), branch.last, self.method.num_steps
         )
@@ -267,14 +260,14 @@ class ModelSite:
         ):
             branch = asked.branch = self._restarted(branch, call.step)
             rule = branch.lane.rule if branch.lane is not None else branch.inside
-            (values,) = self.scope.read([rule.measure(call)])
+            (values,) = read([rule.measure(call)], self.scope)
             call.step = step_from_timestep(0, call.step.sigma, None, self.method.num_steps)
         decision = rule.decide(call, values)
         asked.inputs_changed = self._changed(branch, asked.conditioning)
         if asked.inputs_changed and not decision.compute:
             decision = decision.turned(True, "inputs")
         asked.decision, asked.record = decision, record_of(branch.name, call.step, decision)
-        check_decision(self.scope, asked.record, call.latents.device)
+        check_decision(self.scope, call.step, decision, call.latents.device)
         if branch.inside is not None:
             self.stack.method.noted(branch.inside.state, asked.record)
         self.run.trace.calls.append(asked.record)
@@ -286,11 +279,9 @@ class ModelSite:
         Nothing tells the first calls of several runs from those of one, so that what is new in
         every call cannot be learned as under a scheduler: values are compared.
         """
-        before, branch.inputs = branch.inputs, Inputs((), conditioning)
-        given, branch.conditioning = branch.conditioning, conditioning
-        if before is None:
-            return False
-        return not (branch.inputs.follows(before) and same_conditioning(given, conditioning))
+        before, branch.conditioning = branch.conditioning, conditioning
+        follows = branch.slot.follows((), conditioning)
+        return before is not None and not (follows and same_conditioning(before, conditioning))
 
     def _restarted(self, branch: Branch, step: Step) -> Branch:
         """A new run began: nothing of the one before may be used."""
@@ -320,11 +311,11 @@ class ModelSite:
         """The forecast for a reused call; for a computed one its output, which repairs."""
         branch, lane, step = asked.branch, asked.branch.lane, asked.call.step
         if not asked.decision.compute:
-            return reused_output(lane, step, branch.template)
+            return reused_output(lane, step, branch.slot.output)
         if asked.inputs_changed:
             lane.forecast = self.method.make_forecast(self.scope)
             lane.repair = self.method.make_repair(None)
-        branch.template = output
+        branch.slot.output = output
         return refreshed_output(
             lane,
             step,

@@ -49,7 +49,7 @@ def replaced_sample(output: Any, sample: Tensor) -> Any:
 
 def reused_output(lane: Lane, step: Step, template: Any) -> Any:
     """The forecast in the form of ``template``, an earlier output; what that owes is remembered."""
-    lane.repair.owe(step, lane.forecast.weights(step))
+    lane.repair.owe(step)
     return replaced_sample(template, lane.forecast(step).to(sample_of(template).dtype))
 
 

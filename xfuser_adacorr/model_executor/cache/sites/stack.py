@@ -11,8 +11,8 @@ from torch import nn
 
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import ModelFamily
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.generic import timestep_fraction
-from xfuser_adacorr.model_executor.cache.engine import decide
-from xfuser_adacorr.model_executor.cache.inputs import Inputs, records_gradients
+from xfuser_adacorr.model_executor.cache.engine import check_decision, decide
+from xfuser_adacorr.model_executor.cache.inputs import records_gradients
 from xfuser_adacorr.model_executor.cache.intercept import intercept, release
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
@@ -23,10 +23,11 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
     Streams,
 )
 from xfuser_adacorr.model_executor.cache.methods.options import Method
-from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, check_decision
-from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Slot, Track
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
+from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Slot
 from xfuser_adacorr.model_executor.cache.step import Step
 from xfuser_adacorr.model_executor.cache.trace import CacheSummary, CallRecord, record_of
+from xfuser_adacorr.model_executor.cache.track import Track
 
 from .blocks import BlockRunner
 
@@ -124,23 +125,20 @@ class StackSite:
     def uninstall(self) -> None:
         self.tracker.uninstall()
 
-    def stacks_in_use(self) -> list[Stack]:
-        return list(self.stacks.values())
-
     def summary(self) -> CacheSummary:
         return self.tracker.summary()
 
     def answer_call(
         self, run: Run, key: Key, original: Callable[..., Any], args: tuple, kwargs: dict
     ) -> Any:
-        self._notice(run, key, args, kwargs)
+        known, slot = key in run.slots, run.slots.setdefault(key, Slot())
+        run.inputs_changed |= not slot.follows(args, kwargs) and known  # also for the calls to come
         stack = self.stacks.get(key[0])
         if stack is not None and not run.branches:
             self._place_first(run, stack, args, kwargs)
-        ahead = run.ahead()
-        if stack is None or not ahead:
+        step = run.next_step()
+        if stack is None or step is None:
             return original(*args, **kwargs)
-        _, step = ahead[0]
         if records_gradients(stack.model, args, kwargs):
             record = record_of(branch_name(key, len(self.stacks)), step, Decision(True, "autograd"))
             run.trace.calls.append(record)
@@ -168,18 +166,12 @@ class StackSite:
         run.account_memory()
         return output
 
-    def _notice(self, run: Run, key: Key, args: tuple, kwargs: dict) -> None:
-        """Other conditioning than before, of any denoiser, refreshes the rest of the step."""
-        inputs, slot = Inputs(args, kwargs), run.slots.get(key)
-        run.inputs_changed |= slot is not None and not inputs.follows(slot.inputs)
-        run.slots[key] = Slot(None, inputs)
-
     def _place_first(self, run: Run, stack: Stack, args: tuple, kwargs: dict) -> None:
         """Tell samplers that have no ``begin_index`` where the run begins (image-to-image)."""
         unplaced = [t for t in run.tracks.values() if not hasattr(t.stepper, "begin_index")]
         if unplaced and (fraction := timestep_fraction(stack.model, args, kwargs)) is not None:
             for track in unplaced:
-                track.place_first(fraction)
+                track.guess_begin(fraction)
 
     def answer_step(
         self,
@@ -214,7 +206,7 @@ def answer_call(
         if inputs_changed and not decision.compute:
             decision = decision.turned(True, "inputs")
         record = record_of(branch, step, decision)
-        check_decision(scope, record, next(iter(block.streams.values())).device)
+        check_decision(scope, step, decision, next(iter(block.streams.values())).device)
         rule.after_call(call, decision)
         stack.method.noted(rule.state, record)
         records.append(record)

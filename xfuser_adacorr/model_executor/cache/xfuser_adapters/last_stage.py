@@ -51,7 +51,7 @@ class LastStageSteps:
         arguments |= arguments.pop("kwargs", {})
         step, computed = call
         if not computed:
-            return self._repair.skip(original, arguments, step, self._guided.weights(step))
+            return self._repair.skip(original, arguments, step)
         fresh = as_velocity(arguments["model_output"], arguments["sample"], step)
         result = self._repair.refresh(original, arguments, step, fresh, self._guided)
         self._guided.update(step, fresh)

@@ -5,7 +5,6 @@ extrapolates, repairs, and tells the first what its refreshes found. Stages betw
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +22,13 @@ from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
     bind_arguments,
     config_of,
 )
-from xfuser_adacorr.model_executor.cache.engine import Lane, decide
-from xfuser_adacorr.model_executor.cache.intercept import InterceptedModel, intercept, release
+from xfuser_adacorr.model_executor.cache.engine import Lane, check_decision, decide
+from xfuser_adacorr.model_executor.cache.intercept import (
+    Context,
+    InterceptedModel,
+    intercept,
+    release,
+)
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,
@@ -33,11 +37,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import (
     Streams,
 )
 from xfuser_adacorr.model_executor.cache.methods.options import Method
-from xfuser_adacorr.model_executor.cache.ranks import (
-    DecisionScope,
-    RankMismatchError,
-    check_decision,
-)
+from xfuser_adacorr.model_executor.cache.ranks import DecisionScope, RankMismatchError
 from xfuser_adacorr.model_executor.cache.schedulers import (
     Places,
     read_places,
@@ -125,7 +125,7 @@ class StagedSite:
             inside = Followed(family.output_stream)
             inside.signal_only = True
         self.stack = Stack(model, family, inside)
-        self._context = "default"
+        self.context = Context()
         self.run: StagedRun | None = None
         self.finished: StagedRun | None = None
 
@@ -139,15 +139,6 @@ class StagedSite:
         self.reset()
         self.stack.uninstall()
         release(self.model)
-
-    @contextmanager
-    def context(self, name: str):
-        """Names the branch of the calls made inside."""
-        outer, self._context = self._context, name
-        try:
-            yield
-        finally:
-            self._context = outer
 
     def reset(self) -> None:
         """End the run; its trace stays for `summary`."""
@@ -201,7 +192,7 @@ class StagedSite:
         """The part that this call is about; new timesteps or another layout begin another run."""
         (stepper, *_) = self.find_schedulers()
         scheduler = unwrapped(stepper)
-        name = self._context + self.stage.patch
+        name = (self.context.name or "default") + self.stage.patch
         layout = (tuple(given.shape), given.dtype, given.device)
         known = self.run.parts.get(name) if self.run is not None else None
         changed = known is not None and known.layout != layout
@@ -261,7 +252,7 @@ class StagedSite:
         self.run.trace.calls.append(asked.record)
         if not follows:  # what they follow has been compared
             try:
-                check_decision(self.scope, asked.record, call.latents.device)
+                check_decision(self.scope, call.step, decision, call.latents.device)
             except RankMismatchError as error:
                 if self.led:
                     self.stage.pass_on_failure(str(error), block.streams, self.family)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import bind_arguments
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.others import check_alone
 from xfuser_adacorr.model_executor.cache.engine import Lane, check_decision
@@ -23,6 +22,7 @@ from xfuser_adacorr.model_executor.cache.intercept import (
     intercept,
     release,
 )
+from xfuser_adacorr.model_executor.cache.messages import warn_once
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from xfuser_adacorr.model_executor.cache.adacorrection import warn_once
 from xfuser_adacorr.model_executor.cache.engine import Lane, check_decision, decide, refresh, reuse
 from xfuser_adacorr.model_executor.cache.inputs import (
     STANDS_ASIDE,
     records_gradients,
     requires_grad,
 )
+from xfuser_adacorr.model_executor.cache.messages import warn_once
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,

@@ -26,7 +26,7 @@ from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
 from xfuser_adacorr.model_executor.cache.run import Key, Run, RunTracker, Slot
 from xfuser_adacorr.model_executor.cache.step import Step
-from xfuser_adacorr.model_executor.cache.trace import CacheSummary, CallRecord, record_of
+from xfuser_adacorr.model_executor.cache.trace import CallRecord, record_of
 from xfuser_adacorr.model_executor.cache.track import Track
 
 from .blocks import BlockRunner
@@ -116,23 +116,17 @@ class StackSite:
         stacks: Mapping[str, Stack],
     ) -> None:
         self.method, self.scope, self.stacks = method, scope, stacks
-        self.tracker = RunTracker(self, denoisers, find_schedulers, stacks)
-        self.context, self.reset = self.tracker.context, self.tracker.reset
-
-    def install(self) -> None:
-        self.tracker.install()
-
-    def uninstall(self) -> None:
-        self.tracker.uninstall()
-
-    def summary(self) -> CacheSummary:
-        return self.tracker.summary()
+        self.tracker = tracker = RunTracker(self, denoisers, find_schedulers, stacks)
+        self.install, self.uninstall = tracker.install, tracker.uninstall
+        self.context, self.reset, self.summary = tracker.context, tracker.reset, tracker.summary
 
     def answer_call(
         self, run: Run, key: Key, original: Callable[..., Any], args: tuple, kwargs: dict
     ) -> Any:
-        known, slot = key in run.slots, run.slots.setdefault(key, Slot())
-        run.inputs_changed |= not slot.follows(args, kwargs) and known  # also for the calls to come
+        slot = run.slots.setdefault(key, Slot())
+        known = slot.layout is not None
+        # other conditioning, of any denoiser, refreshes the rest of the step
+        run.inputs_changed |= not slot.follows(args, kwargs) and known
         stack = self.stacks.get(key[0])
         if stack is not None and not run.branches:
             self._place_first(run, stack, args, kwargs)

@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from xfuser_adacorr.model_executor.cache.adacorrection import Resample, warn_once
+from xfuser_adacorr.model_executor.cache.adacorrection import Resample
 from xfuser_adacorr.model_executor.cache.forecasts import LastValue, as_velocity
 from xfuser_adacorr.model_executor.cache.intercept import intercept_step, release
+from xfuser_adacorr.model_executor.cache.messages import warn_once
 from xfuser_adacorr.model_executor.cache.schedulers import unwrapped
 from xfuser_adacorr.model_executor.cache.step import Step
 

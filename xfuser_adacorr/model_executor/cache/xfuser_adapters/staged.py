@@ -11,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xfuser_adacorr.model_executor.cache.adacorrection import (
-    EulerRepair,
-    NoRepair,
-    Repair,
-    warn_once,
-)
+from xfuser_adacorr.model_executor.cache.adacorrection import EulerRepair, NoRepair, Repair
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import (
     ModelFamily,
     bind_arguments,
@@ -29,6 +24,7 @@ from xfuser_adacorr.model_executor.cache.intercept import (
     intercept,
     release,
 )
+from xfuser_adacorr.model_executor.cache.messages import warn_once
 from xfuser_adacorr.model_executor.cache.methods.base import (
     BlockCall,
     Call,

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class Track:
 
 def track_of(stepper: Any) -> Track:
     """Of a scheduler, or of xfuser's wrapper of one, that was set to a run's timesteps."""
-    scheduler, signature = unwrapped(stepper), inspect.signature(stepper.step)
+    scheduler = unwrapped(stepper)
+    signature = inspect.signature(partial(type(stepper).step, stepper))  # an own one may be others'
     places, begin = read_places(scheduler), getattr(stepper, "begin_index", None) or 0
     upcoming = places.steps[begin] if begin < len(places.steps) else None
     return Track(stepper, scheduler.timesteps, places, signature, begin, upcoming)

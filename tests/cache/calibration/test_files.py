@@ -1,12 +1,19 @@
 """Calibration files: stored beside a model, and bound to it."""
 
+import errno
+import os
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.tiny import make_tiny_flux
 from xfuser_adacorr import TeaPolynomial
 from xfuser_adacorr.model_executor.cache.calibration.fast import load_fast_maps, save_fast_maps
-from xfuser_adacorr.model_executor.cache.calibration.files import model_fingerprint
+from xfuser_adacorr.model_executor.cache.calibration.files import (
+    model_fingerprint,
+    written_whole,
+)
 from xfuser_adacorr.model_executor.cache.calibration.tea import (
     load_tea_polynomial,
     save_tea_polynomial,
@@ -44,3 +51,26 @@ def test_fingerprint_knows_the_weights_but_not_the_dtype(transformer):
     assert model_fingerprint(rounded.float()) == fingerprint
     rounded.proj_out.weight.mul_(1.5)
     assert model_fingerprint(rounded) != fingerprint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("No space left on device"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, error):
+    path = tmp_path / "file"
+    with written_whole(path) as partial:
+        partial.write_text("first")
+    full = not isinstance(error, KeyboardInterrupt)
+    said = {"match": f"output: {path} could not be written: .*No space left"} if full else {}
+    with pytest.raises(OSError if full else KeyboardInterrupt, **said):
+        with written_whole(path) as partial:
+            partial.write_text("sec")
+            raise error
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

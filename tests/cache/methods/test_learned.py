@@ -1,5 +1,6 @@
 """Learned correction on a plain sampling loop, whose answer is known, and on tiny pipelines."""
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -40,6 +41,17 @@ SAMPLERS = {
     "dpm": lambda: DPMSolverMultistepScheduler(),
     "unipc": lambda: UniPCMultistepScheduler(),
 }
+
+
+COURSE = {"steps": [0], "coefficients": [[math.nan]], "psnr_db": None}
+NOT_FINITE = json.dumps(
+    {
+        "method": "Learned",
+        "schema": 1,
+        "fingerprints": {},
+        "plans": [{"times": [1, 0], "courses": [COURSE]}],
+    }
+)
 
 
 class Drift(nn.Module):
@@ -111,7 +123,7 @@ def sampled(pipe, seed=0, label=(1,), steps=STEPS, **arguments):
 
 def calibrated(pipe, path, **options):
     defaults = {"num_inference_steps": STEPS, "budgets": (0.25, 0.5), "search_evaluations": 3}
-    labels = [{"label": [label]} for label in range(4)]
+    labels = [{"label": [label]} for label in range(options.pop("prompts", 4))]
     calibrate_learned(pipe, labels, output=path, progress=False, **(defaults | options))
     return PlanFile.load(path)
 
@@ -282,6 +294,7 @@ def test_without_a_plan_it_says_so(pipe, tmp_path):
         ("{", "not a file of learned plans"),
         ('{"method": "Fast"}', "method 'Fast'"),
         ('{"method": "Learned", "schema": 99}', "schema 99"),
+        (NOT_FINITE, "coefficients of the course of 1 steps are not finite"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(pipe, tmp_path, content, message):

@@ -14,7 +14,7 @@ from xfuser_adacorr.model_executor.cache.api import disable_cache, enable_cache,
 from xfuser_adacorr.model_executor.cache.methods.ada import Ada
 from xfuser_adacorr.model_executor.cache.methods.codebook import Codebook
 
-from .files import calibration_path, fits_model, model_fingerprint, output_path
+from .files import calibration_path, fits_model, model_fingerprint, output_path, write_whole
 from .runs import Prompts, full_runs
 
 ADA_FILE = "adacache.json"
@@ -117,7 +117,7 @@ def save_ada_codebook(
         "codebook": codebook.entries,
         "settings": dict(settings),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def load_ada_codebook(transformer: nn.Module, given: str | None) -> Codebook | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xfuser_adacorr.model_executor.cache.methods.base import BlockCall, Signal, Streams
 
-from .files import calibration_path, fits_model, model_fingerprint, output_path
+from .files import calibration_path, fits_model, model_fingerprint, output_path, written_whole
 from .recording import Recorder, recorded
 from .runs import Prompts, full_runs
 
@@ -104,7 +104,8 @@ def save_fast_maps(
         "fingerprint": model_fingerprint(transformer),
         "settings": json.dumps(dict(settings)),
     }
-    save_file({name: tensor.contiguous() for name, tensor in maps.items()}, path, metadata)
+    with written_whole(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in maps.items()}, partial, metadata)
 
 
 def load_fast_maps(transformer: nn.Module, given: str | None) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 """Calibration files: where they stand beside a model, and the fingerprint that binds them to it."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from xfuser_adacorr.model_executor.cache.diffusers_adapters.family import config_of
@@ -88,3 +91,26 @@ def fits_model(
         raise ValueError(f"{told}; calibrate this one, or do not give the file")
     warn_once(f"{told}, and is left aside: {method} goes on without it")
     return False
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """The path to write instead of ``path``, which it then becomes: nobody ever finds half of it.
+
+    Raises `OSError` that names ``path`` where there is no space, or no right to write.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"output: {path} could not be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text as `written_whole` does."""
+    with written_whole(path) as partial:
+        partial.write_text(text)

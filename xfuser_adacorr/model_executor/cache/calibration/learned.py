@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from xfuser_adacorr.model_executor.cache.methods.options import check_count, check_number
 from xfuser_adacorr.model_executor.cache.refreshes import evenly_spaced
 
+from .files import write_whole, written_whole
 from .gap_path import cheapest_schedule
 from .learned_fit import RIDGE, ScheduleFit
 from .learned_runs import LEAST_SPLIT, ClosedLoop
@@ -26,9 +27,8 @@ from .plan_file import (
     course_from,
     fingerprints,
     package_versions,
-    write_whole,
 )
-from .prompt_calls import batched_calls
+from .prompt_calls import batched_calls, check_prompts
 from .search import Steps, near_moves, search_schedule
 from .unseen import Unseen, measured, numpy_output
 
@@ -103,6 +103,7 @@ def calibrate_learned(
     check_uncached(pipe)
     models = denoisers_of(pipe, denoisers)
     path = _output_path(pipe, output)
+    check_prompts(prompts)
     held_out = len(prompts) // 4 if held_out is None else held_out
     if held_out >= len(prompts):
         raise ValueError(f"held_out must leave prompts to fit on, got {held_out} of {len(prompts)}")
@@ -122,10 +123,6 @@ def calibrate_learned(
         before = PlanFile.load(path)
         before.check_models(models)
 
-    loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30)
-    with tqdm(total=len(calls) + len(others), desc="uncached", disable=not progress) as bar:
-        loop.record(lambda index: bar.update())
-        unseen = Unseen(pipe, models, others or calls, lambda index: bar.update())
     settings = {
         "prompts": len(prompts),
         "held_out": held_out,
@@ -135,7 +132,12 @@ def calibrate_learned(
         "batch_size": batch_size,
         "ridge": RIDGE,
     }
-    checkpoint = Checkpoint(path, {**settings, "fingerprints": before.fingerprints})
+    loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30)
+    of_run = {"fingerprints": before.fingerprints, "samplers": loop.runs.samplers()}
+    checkpoint = Checkpoint(path, {**settings, **of_run})
+    with tqdm(total=len(calls) + len(others), desc="uncached", disable=not progress) as bar:
+        loop.record(lambda index: bar.update())
+        unseen = Unseen(pipe, models, others or calls, lambda index: bar.update())
     steps = len(loop.places.steps)
     counts = sorted({min(max(math.floor(b * steps + 0.5), 1), steps - 1) for b in budgets})
     begin = [*starts, *before.schedules_of(loop.places)]
@@ -249,19 +251,32 @@ class Checkpoint:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.courses: dict[int, Course] = {}
         if not self.path.is_file():
+            self._check_place()
             return
-        content = json.loads(self.path.read_text())
-        if content["settings"] != self.settings:
+        try:
+            content = json.loads(self.path.read_text())
+            settings = dict(content["settings"])
+            self.courses = {int(count): course_from(c) for count, c in content["courses"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"checkpoint: {self.path} is not one of a calibration ({error}); remove the file"
+            ) from error
+        if settings != self.settings:
             other = sorted(
                 key
-                for key in self.settings | content["settings"]
-                if self.settings.get(key) != content["settings"].get(key)
+                for key in self.settings | settings
+                if self.settings.get(key) != settings.get(key)
             )
             raise ValueError(
                 f"checkpoint: {self.path} is of another calibration ({', '.join(other)} differ); "
                 "finish that one, or remove the file"
             )
-        self.courses = {int(count): course_from(c) for count, c in content["courses"].items()}
+
+    def _check_place(self) -> None:
+        """`OSError` where nothing can be written, before the runs."""
+        with written_whole(self.path) as partial:
+            partial.write_text("")
+        self.path.unlink()
 
     def note(self, count: int, course: Course) -> None:
         self.courses[count] = course

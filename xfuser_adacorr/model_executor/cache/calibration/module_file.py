@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import calibration_path, fits_model, model_fingerprint
+from .files import calibration_path, fits_model, model_fingerprint, written_whole
 
 if TYPE_CHECKING:
     from xfuser_adacorr.model_executor.cache.schedulers import Places
@@ -84,7 +84,8 @@ def save_table(
         "fingerprint": model_fingerprint(model),
         **{name: json.dumps(value) for name, value in described.items()},
     }
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
+    with written_whole(path) as partial:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
     return path
 
 

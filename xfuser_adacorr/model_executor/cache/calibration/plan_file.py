@@ -2,7 +2,7 @@
 
 import json
 import logging
-import os
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +17,7 @@ from xfuser_adacorr.model_executor.cache.flow_coordinates import direction, flow
 from xfuser_adacorr.model_executor.cache.refreshes import nearest_steps
 from xfuser_adacorr.model_executor.cache.schedulers import Places
 
-from .files import model_fingerprint
+from .files import model_fingerprint, write_whole
 from .learned_fit import adams_bashforth
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class Course:
                 f"coefficients must be {len(steps)} rows of 1, 2, ... numbers, got rows of "
                 f"{[len(row) for row in self.coefficients]}"
             )
+        if not all(math.isfinite(number) for row in self.coefficients for number in row):
+            raise ValueError(f"coefficients of the course of {len(steps)} steps are not finite")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,18 +259,6 @@ def course_from(content: Mapping[str, Any]) -> Course:
     return Course(
         **{**content, "steps": tuple(int(s) for s in content["steps"]), "coefficients": rows}
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file such that nobody ever finds half of it; `OSError` that names it."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"output: {path} could not be written: {error}") from error
 
 
 def fingerprints(models: Mapping[str, nn.Module]) -> dict[str, str]:

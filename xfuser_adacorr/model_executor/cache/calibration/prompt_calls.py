@@ -9,12 +9,17 @@ from torch import Tensor
 SEVERAL = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
+def check_prompts(prompts: Any) -> None:
+    """`ValueError` unless there are prompts."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of texts or of arguments, got {prompts!r}")
+
+
 def batched_calls(
     prompts: Sequence[str | Mapping[str, Any]], batch_size: int, seed: int, call: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Arguments of each call: ``batch_size`` prompts together, and the ``seeds`` of their noise."""
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts must be a list of texts or of arguments, got {prompts!r}")
+    check_prompts(prompts)
     several = [name for name in SEVERAL if call.get(name) not in (None, 1)]
     if several or "generator" in call:
         raise ValueError(

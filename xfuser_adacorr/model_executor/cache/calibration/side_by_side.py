@@ -13,7 +13,11 @@ from torch import nn
 from xfuser_adacorr.model_executor.cache.engine import Lane
 from xfuser_adacorr.model_executor.cache.methods.options import Method
 from xfuser_adacorr.model_executor.cache.ranks import DecisionScope
-from xfuser_adacorr.model_executor.cache.schedulers import Places
+from xfuser_adacorr.model_executor.cache.schedulers import (
+    Places,
+    describe_sampler,
+    unwrapped,
+)
 from xfuser_adacorr.model_executor.cache.sites.sampler import SamplerSite
 from xfuser_adacorr.model_executor.cache.step import Step
 from xfuser_adacorr.model_executor.cache.trace import Trace
@@ -173,6 +177,10 @@ class SideBySide:
             yield site
         finally:
             site.uninstall()
+
+    def samplers(self) -> list[dict[str, Any]]:
+        """Class and options of each scheduler."""
+        return [describe_sampler(unwrapped(each)) for each in self._schedulers()]
 
     def _schedulers(self) -> list[Any]:
         """Of the call that asks."""

@@ -11,7 +11,7 @@ from torch import nn
 from xfuser_adacorr.model_executor.cache.refreshes import interpolated_steps
 from xfuser_adacorr.model_executor.cache.schedulers import Places
 
-from .files import calibration_path, model_fingerprint
+from .files import calibration_path, model_fingerprint, write_whole
 
 SCHEDULE_FILE = "schedule.json"
 ADACORRECTION = "adacorrection"
@@ -90,7 +90,7 @@ def save_schedule(
         **content,
         "settings": dict(settings),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def load_schedule(transformer: nn.Module, given: str | None, stand_in: str) -> StoredSchedule:

@@ -15,7 +15,7 @@ from xfuser_adacorr.model_executor.cache.methods.base import BlockCall, Signal
 from xfuser_adacorr.model_executor.cache.signals import l1_sums, ratio
 from xfuser_adacorr.model_executor.cache.sites.outputs import sample_of
 
-from .files import calibration_path, fits_model, model_fingerprint, output_path
+from .files import calibration_path, fits_model, model_fingerprint, output_path, write_whole
 from .recording import Recorder, recorded
 from .runs import Prompts, full_runs
 
@@ -104,7 +104,7 @@ def save_tea_polynomial(
         "domain": polynomial.domain,
         "settings": dict(settings),
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def load_tea_polynomial(transformer: nn.Module, given: str | None) -> TeaPolynomial | None:

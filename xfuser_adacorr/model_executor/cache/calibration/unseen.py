@@ -117,8 +117,7 @@ class Unseen:
         outputs, _ = self.runs.run(uncached, finished=finished)
         self.pictures = [pictures_of(output) for output in outputs]
         for index, pictures in enumerate(self.pictures):
-            if not pictures.isfinite().all():
-                raise ValueError(f"prompts: an uncached picture of call {index} is not finite")
+            _check_finite(pictures, f"prompts: an uncached picture of call {index}")
 
     def psnr_db(self, steps: Sequence[int], coefficients: Sequence[Sequence[float]]) -> Tensor:
         """Of every picture along a course against the uncached one, in the order of the prompts."""
@@ -128,9 +127,16 @@ class Unseen:
 
         outputs, _ = self.runs.run(along)
         found = []
-        for output, wanted in zip(outputs, self.pictures, strict=True):
+        for index, (output, wanted) in enumerate(zip(outputs, self.pictures, strict=True)):
             low, high = wanted.min(), wanted.max()
             peak = torch.ones(()) if low >= 0.0 and high <= 1.0 else high - low
-            errors = (pictures_of(output) - wanted).square().flatten(1).mean(dim=1)
+            pictures = pictures_of(output)
+            _check_finite(pictures, f"plan: a picture of call {index} along {len(steps)} steps")
+            errors = (pictures - wanted).square().flatten(1).mean(dim=1)
             found.append(psnr(errors, peak))
         return torch.cat(found)
+
+
+def _check_finite(pictures: Tensor, what: str) -> None:
+    if not pictures.isfinite().all():
+        raise ValueError(f"{what} is not finite")

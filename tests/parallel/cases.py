@@ -94,6 +94,19 @@ CASES = [
     *(case("flux-pipeline", method, ULYSSES) for method in (FAST, AUTO, FB | CORRECTED)),
     *(case(f"{name}-pipeline", LEARNED, ULYSSES) for name in ("flux", "pixart")),
     case("pixart-pipeline", LEARNED, CFG),
+    # Plans: followed, fitted together, learned; latents whole on each rank, in parts, of replicas.
+    case("split-flux", LEARNED, ULYSSES),
+    case("split-flux", LEARNED, DATA, "replicas"),
+    *(
+        case(family, LEARNED, degrees, scenario)
+        for scenario in ("silent", "calibrated", "learned")
+        for family, degrees in (
+            ("split-flux", ULYSSES),
+            ("legacy-flux", ULYSSES),
+            ("legacy-pixart", CFG),
+            ("split-flux", DATA),
+        )
+    ),
     # Stages: all warm-up steps (the engine is exact), then patches with a stale context.
     *(case("flux-pipeline", method, STAGES) for method in (FB, TEA)),
     case("flux-pipeline", FAST, STAGES, exact=False),  # each stage decides for its own blocks

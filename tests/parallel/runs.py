@@ -116,7 +116,7 @@ def compared(
     }
 
 
-def with_plan(case: Case, alone: Any, arguments: Mapping[str, Any]) -> Case:
+def with_plan(case: Case, alone: Any, arguments: Mapping[str, Any], **options: Any) -> Case:
     """The case, with a plan fitted in this process alone if it follows one."""
     if case.cache["use_cache"] != "Learned":
         return case
@@ -132,6 +132,7 @@ def with_plan(case: Case, alone: Any, arguments: Mapping[str, Any]) -> Case:
         output=tempfile.mkdtemp(),
         progress=False,
         output_type=output_type,
+        **options,
     )
     return replace(case, cache={**case.cache, "plan": str(path)})
 

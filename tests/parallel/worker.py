@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.parallel import runs
+from tests.parallel import plans, runs
 from tests.parallel.cases import CASES, Case
 from xfuser_adacorr.model_executor.cache.xfuser_adapters.launch import Degrees, start, stop
 from xfuser_adacorr.model_executor.cache.xfuser_adapters.platform import load_xfuser
@@ -29,6 +29,8 @@ def report(case: Case) -> dict[str, Any]:
     """What this rank saw in one case; an error is part of it."""
     try:
         with torch.no_grad():
+            if case.family in plans.PIPELINES:
+                return plans.run_plans(case)
             return runs.FAMILIES[case.family](case)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}

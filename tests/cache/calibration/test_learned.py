@@ -251,22 +251,22 @@ def test_a_full_disk_is_said_before_the_runs(pipe, path, monkeypatch):
 
 def test_a_disk_that_fills_up_costs_the_budget_that_was_being_fitted(pipe, path, monkeypatch):
     whole = calibrated(pipe, path.replace("plan", "whole"))
-    note, counts = calibration.Checkpoint.note, []
+    save, counts = calibration.Checkpoint.save, []
 
-    def noted(checkpoint, count, *arguments):
-        counts.append(count)
+    def saved(checkpoint):
+        counts.append([*checkpoint.courses])
         if len(counts) == 2:
             monkeypatch.setattr(Path, "write_text", full_disk)
-        note(checkpoint, count, *arguments)
+        save(checkpoint)
 
-    monkeypatch.setattr(calibration.Checkpoint, "note", noted)
+    monkeypatch.setattr(calibration.Checkpoint, "save", saved)
     with pytest.raises(OSError, match=r"output: .* could not be written: .*No space left"):
         calibrated(pipe, path)
     assert not Path(path).exists()
     monkeypatch.undo()
     assert calibrated(pipe, path).plans[0].courses == whole.plans[0].courses
     names = {each.name for each in Path(path).parent.iterdir()}
-    assert names == {"plan.json", "whole.json"} and counts == [3, 6]
+    assert names == {"plan.json", "whole.json"} and counts == [[3], [3, 6]]
 
 
 def test_no_room_for_trajectories_is_said_before_they_are_written(pipe, path, monkeypatch):

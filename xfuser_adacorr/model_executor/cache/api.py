@@ -214,8 +214,8 @@ def _model_site(method: Method, model: nn.Module, scope: DecisionScope) -> Model
 def _learning_site(x: Any, method: Method, models, find_schedulers, scope: DecisionScope) -> Any:
     from .sites.learning import LearningSite
 
-    if isinstance(x, nn.Module) or scope.is_parallel:
-        raise ValueError("learn needs a pipeline, on one device: its generations are made again")
+    if isinstance(x, nn.Module):
+        raise ValueError("learn needs a pipeline: its generations are made again")
     return LearningSite(method, models, find_schedulers, scope, {}, x)
 
 

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from tqdm.auto import tqdm
 
 from xfuser_adacorr.model_executor.cache.methods.options import check_count, check_number
@@ -30,6 +31,7 @@ from .plan_file import (
 )
 from .prompt_calls import batched_calls, check_prompts
 from .search import Steps, near_moves, search_schedule
+from .together import together_with
 from .unseen import Unseen, measured, numpy_output
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ def calibrate_learned(
     name: str | None = None,
     memory_limit_gib: float = 8.0,
     progress: bool = True,
+    replicas: ProcessGroup | None = None,
     **call: Any,
 ) -> Path:
     """Fit learned correction for a pipeline's runs of ``num_inference_steps``, and store the plan.
@@ -86,6 +89,9 @@ def calibrate_learned(
         name: of the plan; None: made from the sampler and its steps.
         memory_limit_gib: beyond it the uncached trajectories are kept in temporary files.
         progress: whether bars are shown.
+        replicas: processes that have the whole pipeline each, and divide the prompts; every one
+            makes this call, and the first writes. None: xfuser's data-parallel replicas, if it is
+            running.
         call: further arguments of the pipeline (``guidance_scale``, ``height``, ...).
 
     Returns the path of the plan file. Raises `ValueError` for pipelines and samplers that no plan
@@ -102,6 +108,7 @@ def calibrate_learned(
         check_number("budgets", budget, above=0, most=1)
     check_uncached(pipe)
     models = denoisers_of(pipe, denoisers)
+    together = together_with(next(iter(models.values())), replicas)
     path = _output_path(pipe, output)
     check_prompts(prompts)
     held_out = len(prompts) // 4 if held_out is None else held_out
@@ -109,7 +116,7 @@ def calibrate_learned(
         raise ValueError(f"held_out must leave prompts to fit on, got {held_out} of {len(prompts)}")
     call = {"num_inference_steps": num_inference_steps, **numpy_output(pipe, call), **call}
     fitted = len(prompts) - held_out
-    if fitted < LEAST_SPLIT:
+    if fitted < LEAST_SPLIT and together.is_first:
         logger.warning(
             "prompts: %d to fit on are few, schedules are compared on the very same; give %d or "
             "more besides those held out",
@@ -118,11 +125,8 @@ def calibrate_learned(
         )
     calls = batched_calls(prompts[:fitted], batch_size, seed, call)
     others = batched_calls(prompts[fitted:], batch_size, seed + fitted, call) if held_out else []
-    before = PlanFile(fingerprints=fingerprints(models), plans=(), path=str(path))
-    if path.is_file():
-        before = PlanFile.load(path)
-        before.check_models(models)
-
+    together.check_calls(calls, batch_size)
+    before = together.by_first(lambda: _stored_plans(path, models))
     settings = {
         "prompts": len(prompts),
         "held_out": held_out,
@@ -132,12 +136,13 @@ def calibrate_learned(
         "batch_size": batch_size,
         "ridge": RIDGE,
     }
-    loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30)
+    loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30, together)
     of_run = {"fingerprints": before.fingerprints, "samplers": loop.runs.samplers()}
-    checkpoint = Checkpoint(path, {**settings, **of_run})
-    with tqdm(total=len(calls) + len(others), desc="uncached", disable=not progress) as bar:
+    checkpoint = together.by_first(lambda: Checkpoint(path, {**settings, **of_run}))
+    progress, to_make = progress and together.is_first, [*calls, *(others or calls)]
+    with tqdm(total=len(together.share(to_make)), desc="uncached", disable=not progress) as bar:
         loop.record(lambda index: bar.update())
-        unseen = Unseen(pipe, models, others or calls, lambda index: bar.update())
+        unseen = Unseen(pipe, models, others or calls, lambda index: bar.update(), together)
     steps = len(loop.places.steps)
     counts = sorted({min(max(math.floor(b * steps + 0.5), 1), steps - 1) for b in budgets})
     begin = [*starts, *before.schedules_of(loop.places)]
@@ -153,7 +158,8 @@ def calibrate_learned(
 
                 course = find_course(loop, count, search_evaluations, seed, begin, tried)
                 pictures = unseen.psnr_db(course.steps, course.coefficients)
-            checkpoint.note(count, measured(course, pictures))
+            checkpoint.courses[count] = measured(course, pictures)
+            together.by_first(checkpoint.save)
     plan = Plan(
         name=name or f"{loop.places.sampler['class']}-{steps}",
         sampler=loop.places.sampler,
@@ -162,8 +168,8 @@ def calibrate_learned(
         courses=tuple(checkpoint.courses[count] for count in counts),
         settings={**settings, "versions": package_versions()},
     )
-    before.with_plan(plan).save(path)
-    checkpoint.remove()
+    together.by_first(lambda: before.with_plan(plan).save(path))
+    together.by_first(checkpoint.remove)
     return path
 
 
@@ -239,6 +245,15 @@ def _output_path(pipe: Any, output: str | Path | None) -> Path:
     return Path(directory) / PLAN_FILE
 
 
+def _stored_plans(path: Path, models: Mapping[str, nn.Module]) -> PlanFile:
+    """Those in the file, or none."""
+    if not path.is_file():
+        return PlanFile(fingerprints=fingerprints(models), plans=(), path=str(path))
+    stored = PlanFile.load(path)
+    stored.check_models(models)
+    return stored
+
+
 def _digest(calls: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(repr(list(calls)).encode()).hexdigest()[:16]
 
@@ -278,8 +293,7 @@ class Checkpoint:
             partial.write_text("")
         self.path.unlink()
 
-    def note(self, count: int, course: Course) -> None:
-        self.courses[count] = course
+    def save(self) -> None:
         courses = {str(count): asdict(each) for count, each in self.courses.items()}
         write_whole(self.path, json.dumps({"settings": self.settings, "courses": courses}))
 

@@ -11,7 +11,7 @@ that the numbers fitted before have led to. That is why errors made earlier are 
 fitted includes them. (Linear combinations of what is known, fitted: arXiv 2305.14677, 2403.01329.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ class ScheduleFit:
     """The fit of one schedule, refresh by refresh, on K samples at once.
 
     ``schedule`` are the steps refreshed, from 0 on; ``times`` those of all steps and of the end.
-    ``fitted`` says which samples count (``[K]`` bool; None: all), the others go along.
+    ``fitted`` says which samples count (``[K]`` bool; None: all), the others go along. ``samples``
+    makes sums of all K samples out of those held here (`Together.samples`).
     """
 
     def __init__(
@@ -84,11 +85,12 @@ class ScheduleFit:
         fitted: Tensor | None = None,
         ridge: float = RIDGE,
         rounds: int = ROUNDS,
+        samples: Callable[[Tensor], Tensor] = lambda sums: sums,
     ) -> None:
         self.schedule, self.times = tuple(schedule), tuple(times)
         self.anchors = (*self.schedule[1:], len(times) - 1)
         """The step that each refresh moves to."""
-        self.fitted, self.ridge, self.rounds = fitted, ridge, rounds
+        self.fitted, self.ridge, self.rounds, self.samples = fitted, ridge, rounds, samples
         self.coefficients: list[list[float]] = []
         self.velocities: list[Tensor] = []
         """``[K, D]`` float32 of every refresh so far."""
@@ -114,21 +116,22 @@ class ScheduleFit:
 
     def refresh(self, latents: Tensor, velocities: Tensor) -> None:
         """The next refresh's y and u, ``[K, D]`` each; `ValueError` if one is not finite."""
-        for name, values in (("latents", latents), ("velocities", velocities)):
-            bad = ~values.isfinite().all(dim=1)
-            if bad.any():
-                raise ValueError(
-                    f"the {name} at step {self.schedule[len(self.velocities)]} are not finite for "
-                    f"sample {int(bad.nonzero()[0])}: nothing can be fitted to them"
-                )
         self.latents.append(latents)
         self.velocities.append(velocities)
         k = len(self.velocities)
-        grown = torch.zeros(len(latents), k, k, dtype=torch.float64)
+        wrong = [(~each.isfinite()).sum(dim=1).double() for each in (latents, velocities)]
+        sums = [*wrong, *(inner(u, velocities) for u in self.velocities)]
+        sums = self.samples(torch.stack(sums, dim=1))
+        for name, bad in zip(("latents", "velocities"), sums.T, strict=False):
+            if bad.any():
+                raise ValueError(
+                    f"the {name} at step {self.schedule[k - 1]} are not finite for sample "
+                    f"{int(bad.nonzero()[0])}: nothing can be fitted to them"
+                )
+        grown = torch.zeros(len(sums), k, k, dtype=torch.float64)
         if k > 1:
             grown[:, : k - 1, : k - 1] = self._gram
-        row = torch.stack([inner(u, velocities) for u in self.velocities], dim=1)
-        grown[:, -1, :] = grown[:, :, -1] = row
+        grown[:, -1, :] = grown[:, :, -1] = sums[:, 2:]
         self._gram = grown
 
     def fit(self, k: int, target: Tensor) -> list[float]:
@@ -139,11 +142,13 @@ class ScheduleFit:
         prior = adams_bashforth(times, self.times[self.anchors[k]])
         gram = self._gram[:, : k + 1, : k + 1]
         aim = target - self.latents[k]
-        wanted = torch.stack([inner(u, aim) for u in self.velocities[: k + 1]], dim=1)
+        wanted = [inner(u, aim) for u in self.velocities[: k + 1]]
+        *wanted, far = self.samples(torch.stack([*wanted, inner(aim, aim)], dim=1)).unbind(dim=1)
+        wanted = torch.stack(wanted, dim=1)
         # What the prior leaves over, in inner products: |aim - P|^2 and <u, aim - P>.
         p = torch.tensor(prior, dtype=torch.float64)
         moments = wanted - gram @ p
-        energy = inner(aim, aim) - 2.0 * wanted @ p + torch.einsum("m,imn,n->i", p, gram, p)
+        energy = far - 2.0 * wanted @ p + torch.einsum("m,imn,n->i", p, gram, p)
         chosen = slice(None) if self.fitted is None else self.fitted
         sums = gram[chosen], moments[chosen], energy[chosen].clamp(min=0.0)
         found = fit_gap(*sums, self.ridge, self.rounds)

@@ -23,10 +23,13 @@ from .gap_path import gap_costs
 from .learned_fit import ScheduleFit
 from .pictures import psnr
 from .side_by_side import SideBySide, UntilTheEnd
+from .together import ALONE, Together
 from .trajectories import Recorder, Trajectories
 
 LEAST_SPLIT = 6
 """Prompts from which on every third goes along without being fitted on, to compare schedules."""
+
+DIFFERENT_STEPS = "prompts: all runs must have the same steps; they differ in size?"
 
 
 class ClosedLoop:
@@ -38,8 +41,11 @@ class ClosedLoop:
         models: Mapping[str, nn.Module],
         calls: Sequence[Mapping[str, Any]],
         memory_limit: float = math.inf,
+        together: Together = ALONE,
     ) -> None:
-        self.runs = SideBySide(pipe, models, calls)
+        """``calls`` are those of all ranks, of which this one makes its share."""
+        self.together, self._first = together, together.first_of(calls)
+        self.runs = SideBySide(pipe, models, together.share(calls))
         self._memory_limit = memory_limit
         self.uncached: Trajectories | None = None
         self.places: Places | None = None
@@ -73,7 +79,10 @@ class ClosedLoop:
         self.runs.run(lane, finished=finished)
         if self.uncached is None:
             raise ValueError("the pipeline took no step that could be recorded")
-        self.uncached.check()
+        with self.together.alike():
+            self.uncached.check(self._first)
+        if len({tuple(each) for each in self.together.heard(self.places.coordinates)}) > 1:
+            raise ValueError(DIFFERENT_STEPS)
         self._count_rows()
 
     def take_over(self, trajectories: Sequence[Trajectories], places: Places) -> None:
@@ -84,7 +93,10 @@ class ClosedLoop:
 
     def _count_rows(self) -> None:
         self.rows = [self.uncached.shape(i)[1] for i in range(len(self.runs.calls))]
-        prompts = self._prompt_of_rows()
+        prompts: list[int] = []
+        for own in self.together.of_calls([self._prompt_of_rows()]):
+            first = max(prompts, default=-1) + 1
+            prompts += [first + prompt for prompt in own]
         split = max(prompts) + 1 >= LEAST_SPLIT
         self.fitted = torch.tensor(prompts) % 3 != 2 if split else None
 
@@ -104,7 +116,7 @@ class ClosedLoop:
         if unfit is not None:
             raise ValueError(f"calibration: {unfit}")
         if self.places is not None and places.coordinates != self.places.coordinates:
-            raise ValueError("prompts: all runs must have the same steps; they differ in size?")
+            raise ValueError(DIFFERENT_STEPS)
         self.places = places
 
     @property
@@ -130,7 +142,8 @@ class ClosedLoop:
         ``everything``: fitted on all samples, not on the ``fitted`` ones alone. What a ``known``
         fit has in common with it is not computed again, but for the first step.
         """
-        fit = ScheduleFit(schedule, self.times, None if everything else self.fitted)
+        fitted = None if everything else self.fitted
+        fit = ScheduleFit(schedule, self.times, fitted, samples=self.together.samples)
         shared = fit.begin_as(known) if known is not None else 0
         finals: list[Tensor | None] = [None] * len(self.rows)
         places_computed = {0, *fit.schedule[shared:]}
@@ -168,17 +181,22 @@ class ClosedLoop:
         return self._ways[index].view(y.shape).to(y.device)
 
     def psnr_db(self, final: Tensor) -> Tensor:
-        """PSNR of the final latents against the uncached ones, ``[K]``; the peak is their range."""
+        """PSNR of the final latents ``[K, D]`` of this rank against the uncached ones, of all
+        samples; the peak is their range."""
         wanted = self.uncached.at(self.uncached.num_steps).double()
-        peak = wanted.amax(dim=1) - wanted.amin(dim=1)
-        return psnr((final.double() - wanted).square().mean(dim=1), peak)
+        squares = (final.double() - wanted).square().sum(dim=1)
+        counts = torch.full_like(squares, wanted.shape[1])
+        squares, counts = self.together.samples(torch.stack([squares, counts], dim=1)).unbind(dim=1)
+        most = self.together.samples(wanted.amax(dim=1), torch.amax)
+        least = self.together.samples(wanted.amin(dim=1), torch.amin)
+        return psnr(squares / counts, most - least)
 
     # -- schedules to begin from -----------------------------------------------------------------
 
     @cached_property
     def gap_costs(self) -> Tensor:
         """Of the uncached trajectories (`gap_path.gap_costs`)."""
-        return gap_costs(self.uncached.gram())
+        return gap_costs(self.together.samples(self.uncached.gram()))
 
 
 class _FittedMoves:

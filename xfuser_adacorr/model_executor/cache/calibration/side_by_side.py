@@ -66,6 +66,47 @@ class UntilTheEnd:
         return self.repair.tensors()
 
 
+class Abandoned(Exception):
+    """Another call has failed."""
+
+
+class Turns:
+    """Threads that run one at a time, each until it waits for all others, always in one order.
+
+    Ranks that share samples compute the same call at the same time, or their messages would cross.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._turn, self._left, self._abandoned = count, 0, False, False
+        self._changed = threading.Condition()
+
+    def wait(self, index: int) -> None:
+        """Until it is this one's turn; `Abandoned` if another one failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._abandoned or self._turn == index)
+            if self._abandoned:
+                raise Abandoned
+
+    def pass_on(self, index: int) -> None:
+        """This one waits: the next one's turn."""
+        with self._changed:
+            if self._left:
+                raise RuntimeError("calls that meet must all take the same steps")
+            self._turn = (index + 1) % self._count
+            self._changed.notify_all()
+
+    def leave(self, index: int) -> None:
+        """This one is done, and so are the others once they had their turn."""
+        with self._changed:
+            self._left, self._turn = True, index + 1
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+
+
 class SideBySide:
     """Calls of copies of one pipeline that share its models, each with schedulers of its own.
 
@@ -79,9 +120,7 @@ class SideBySide:
         self.models, self.calls = models, calls
         self.pipes = [_copied(pipe) for _ in calls]
         self._local = threading.local()
-        self._turn = threading.Lock()
-        self._all_here: threading.Barrier | None = None
-        self._meeting: Callable[[], None] = lambda: None
+        self._turns: Turns | None = None
 
     @property
     def index(self) -> int:
@@ -99,6 +138,8 @@ class SideBySide:
 
         Without ``meeting`` they run one after the other. ``finished(index)`` is told of each.
         """
+        if not self.calls:
+            return [], []
         outputs: list[Any] = [None] * len(self.calls)
         traces: list[Any] = [None] * len(self.calls)
         with self._site(directed) as site:
@@ -118,30 +159,30 @@ class SideBySide:
             if meeting and len(self.calls) > 1:
                 self._in_threads(work)
             else:
-                self._all_here = threading.Barrier(1, action=self._act) if meeting else None
                 for index in range(len(self.calls)):
                     work(index)
         return outputs, traces
 
     def _in_threads(self, work: Callable[[int], None]) -> None:
         errors: list[BaseException] = []
-        self._all_here = threading.Barrier(len(self.calls), action=self._act)
+        self._turns = turns = Turns(len(self.calls))
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
-        def taking_turns(index: int) -> None:
+        def by_turns(index: int) -> None:
             if device is not None:
                 torch.cuda.set_device(device)
-            with self._turn:
-                try:
-                    work(index)
-                except threading.BrokenBarrierError:  # another one failed
-                    pass
-                except BaseException as error:
-                    errors.append(error)
-                    self._all_here.abort()
+            try:
+                turns.wait(index)
+                work(index)
+                turns.leave(index)
+            except Abandoned:  # another one failed
+                pass
+            except BaseException as error:
+                errors.append(error)
+                turns.abandon()
 
         threads = [
-            threading.Thread(target=taking_turns, args=(index,), daemon=True)
+            threading.Thread(target=by_turns, args=(index,), daemon=True)
             for index in range(len(self.calls))
         ]
         for thread in threads:
@@ -151,20 +192,13 @@ class SideBySide:
         if errors:
             raise errors[0]
 
-    def _act(self) -> None:
-        self._meeting()
-
     def meet(self, when_all_are_here: Callable[[], None]) -> None:
-        """Wait for all calls to come here; then one of them calls ``when_all_are_here``."""
-        self._meeting = when_all_are_here
-        threaded = self._turn.locked()
-        if threaded:
-            self._turn.release()
-        try:
-            self._all_here.wait()
-        finally:
-            if threaded:
-                self._turn.acquire()
+        """Wait for all calls to come here; the last of them calls ``when_all_are_here``."""
+        if self.index == len(self.calls) - 1:
+            when_all_are_here()
+        if len(self.calls) > 1:
+            self._turns.pass_on(self.index)
+            self._turns.wait(self.index)
 
     @contextmanager
     def _site(self, directed: Callable):
@@ -184,8 +218,14 @@ class SideBySide:
 
     def _schedulers(self) -> list[Any]:
         """Of the call that asks."""
-        values = vars(self.pipes[getattr(self._local, "index", 0)])
-        return [values[name] for name in values if _is_scheduler(name, values[name])]
+        pipe = self.pipes[getattr(self._local, "index", 0)]
+        owners = [vars(each) for each in (pipe, _wrapped(pipe)) if each is not None]
+        return [v for values in owners for name, v in values.items() if _is_scheduler(name, v)]
+
+
+def _wrapped(pipe: Any) -> Any:
+    """The pipeline inside of xfuser's."""
+    return vars(pipe).get("module")
 
 
 def _is_scheduler(name: str, value: Any) -> bool:
@@ -194,11 +234,27 @@ def _is_scheduler(name: str, value: Any) -> bool:
 
 def _copied(pipe: Any) -> Any:
     """A pipeline around the same models, silent, with schedulers of its own."""
-    own = copy.copy(pipe)
-    for name, value in list(vars(own).items()):
+    values = dict(vars(pipe))
+    for name, value in values.items():
         if _is_scheduler(name, value):
-            vars(own)[name] = copy.deepcopy(value)
-    vars(own)["_progress_bar_config"] = {"disable": True}
+            values[name] = _scheduler_copied(value)
+    values["_progress_bar_config"] = {"disable": True}
+    if _wrapped(pipe) is not None:
+        values["module"] = _copied(_wrapped(pipe))
+    return _alike(pipe, values)
+
+
+def _scheduler_copied(scheduler: Any) -> Any:
+    inside = unwrapped(scheduler)
+    if inside is scheduler:
+        return copy.deepcopy(scheduler)
+    return _alike(scheduler, {**vars(scheduler), "module": copy.deepcopy(inside)})
+
+
+def _alike(x: Any, values: Mapping[str, Any]) -> Any:
+    """Another of its class; xfuser's wrappers cannot be copied by `copy`."""
+    own = object.__new__(type(x))
+    own.__dict__.update(values)
     return own
 
 

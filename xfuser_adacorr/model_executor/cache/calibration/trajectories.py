@@ -65,13 +65,13 @@ class Trajectories:
         """``(N + 1, R, D)`` of a call's part."""
         return tuple(self._parts[index].shape)
 
-    def check(self) -> None:
-        """`ValueError` for latents that are not finite."""
+    def check(self, first: int = 0) -> None:
+        """`ValueError` for latents that are not finite; ``first`` is the first call's number."""
         for index in sorted(self._parts):
             bad = ~self._parts[index].isfinite().all(dim=2).all(dim=0)
             if bad.any():
                 raise ValueError(
-                    f"prompts: the uncached latents of call {index}, sample "
+                    f"prompts: the uncached latents of call {first + index}, sample "
                     f"{int(bad.nonzero()[0])}, are not finite"
                 )
 

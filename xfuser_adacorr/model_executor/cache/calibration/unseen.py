@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from tqdm.auto import tqdm
 
 from xfuser_adacorr.model_executor.cache.adacorrection import NoRepair
@@ -26,6 +27,7 @@ from .pictures import pictures_of, psnr
 from .plan_file import Course
 from .prompt_calls import batched_calls
 from .side_by_side import SideBySide
+from .together import ALONE, Together, together_with
 
 
 def measure_plan(
@@ -38,6 +40,7 @@ def measure_plan(
     batch_size: int = 1,
     denoisers: Sequence[str] | None = None,
     progress: bool = True,
+    replicas: ProcessGroup | None = None,
     **call: Any,
 ) -> Path:
     """State the PSNR of a pipeline's plan anew, for prompts that it was not fitted on.
@@ -51,7 +54,7 @@ def measure_plan(
         prompts: as in `calibrate_learned`; the more, the better the mean is known.
         num_inference_steps: as the plan was fitted for.
         plan: the plan file; None: ``plan.json`` beside the pipeline or its model.
-        seed, batch_size, denoisers, progress, call: as in `calibrate_learned`.
+        seed, batch_size, denoisers, progress, replicas, call: as in `calibrate_learned`.
 
     Returns the path of the plan file. Raises `FileNotFoundError` where there is none, `ValueError`
     for a plan of another model, no plan for these runs, and pictures that are not finite; `OSError`
@@ -63,17 +66,22 @@ def measure_plan(
     check_count("batch_size", batch_size, least=1)
     check_uncached(pipe)
     models = denoisers_of(pipe, denoisers)
-    file = bind_plans(None if plan is None else str(plan), pipe, models).file
+    together = together_with(next(iter(models.values())), replicas)
+    given = None if plan is None else str(plan)
+    file = together.by_first(lambda: bind_plans(given, pipe, models).file)
     call = {"num_inference_steps": num_inference_steps, **numpy_output(pipe, call), **call}
     calls = batched_calls(prompts, batch_size, seed, call)
-    with tqdm(total=len(calls), desc="uncached", disable=not progress) as bar:
-        unseen = Unseen(pipe, models, calls, lambda index: bar.update())
+    together.check_calls(calls, batch_size)
+    progress = progress and together.is_first
+    with tqdm(total=len(together.share(calls)), desc="uncached", disable=not progress) as bar:
+        unseen = Unseen(pipe, models, calls, lambda index: bar.update(), together)
     found = file.plan_for(unseen.places, unseen.guidance_scale)
     courses = [
         measured(course, unseen.psnr_db(course.steps, course.coefficients))
         for course in tqdm(found.courses, desc="along the plan", disable=not progress)
     ]
-    file.with_plan(replace(found, courses=tuple(courses))).save(file.path)
+    stated = file.with_plan(replace(found, courses=tuple(courses)))
+    together.by_first(lambda: stated.save(file.path))
     return Path(file.path)
 
 
@@ -102,22 +110,21 @@ class Unseen:
         models: Mapping[str, nn.Module],
         calls: Sequence[Mapping[str, Any]],
         finished: Callable[[int], None] = lambda index: None,
+        together: Together = ALONE,
     ) -> None:
-        """Makes the pictures; ``finished`` is told of every call. `ValueError` for what is not
-        finite."""
+        """Makes the pictures; ``finished`` is told of every call. ``calls`` are those of all ranks,
+        of which this one makes its share. `ValueError` for what is not finite."""
 
         def uncached(places: Places, stepper: Any, scope: Any) -> Lane:
             self.places, self.guidance_scale = places, told_guidance(self.runs.pipes[0])
             return Lane(OnCourse(range(len(places.steps))), LastValue(), NoRepair())
 
-        self.runs = SideBySide(pipe, models, calls)
+        self.together, self._first = together, together.first_of(calls)
+        self.runs = SideBySide(pipe, models, together.share(calls))
         self.places: Places | None = None
         """Of the last run, and the guidance scale that its pipeline told."""
         self.guidance_scale: float | None = None
-        outputs, _ = self.runs.run(uncached, finished=finished)
-        self.pictures = [pictures_of(output) for output in outputs]
-        for index, pictures in enumerate(self.pictures):
-            _check_finite(pictures, f"prompts: an uncached picture of call {index}")
+        self.pictures = self._made(uncached, "prompts: an uncached picture of call {}", finished)
 
     def psnr_db(self, steps: Sequence[int], coefficients: Sequence[Sequence[float]]) -> Tensor:
         """Of every picture along a course against the uncached one, in the order of the prompts."""
@@ -125,18 +132,31 @@ class Unseen:
         def along(places: Places, stepper: Any, scope: Any) -> Lane:
             return course_lane(steps, coefficients, places)
 
-        outputs, _ = self.runs.run(along)
+        along_it = f"plan: a picture of call {{}} along {len(steps)} steps"
         found = []
-        for index, (output, wanted) in enumerate(zip(outputs, self.pictures, strict=True)):
+        for pictures, wanted in zip(self._made(along, along_it), self.pictures, strict=True):
+            if wanted is None:
+                found.append(None)
+                continue
             low, high = wanted.min(), wanted.max()
             peak = torch.ones(()) if low >= 0.0 and high <= 1.0 else high - low
-            pictures = pictures_of(output)
-            _check_finite(pictures, f"plan: a picture of call {index} along {len(steps)} steps")
             errors = (pictures - wanted).square().flatten(1).mean(dim=1)
             found.append(psnr(errors, peak))
-        return torch.cat(found)
+        return torch.cat(self.together.of_calls(found))
 
-
-def _check_finite(pictures: Tensor, what: str) -> None:
-    if not pictures.isfinite().all():
-        raise ValueError(f"{what} is not finite")
+    def _made(
+        self,
+        directed: Callable,
+        what: str,
+        finished: Callable[[int], None] = lambda index: None,
+    ) -> list[Tensor | None]:
+        """The pictures of every call of this rank; None where another rank returns them."""
+        outputs, _ = self.runs.run(directed, finished=finished)
+        found = [None if output is None else pictures_of(output) for output in outputs]
+        with self.together.alike():
+            for index, pictures in enumerate(found):
+                if pictures is not None and not pictures.isfinite().all():
+                    raise ValueError(f"{what.format(self._first + index)} is not finite")
+        if None in self.together.of_calls([None if x is None else True for x in found]):
+            raise ValueError("calibration: no rank has returned the pictures")
+        return found

@@ -18,6 +18,7 @@ from xfuser_adacorr.model_executor.cache.calibration.plan_file import (
     fingerprints,
     package_versions,
 )
+from xfuser_adacorr.model_executor.cache.calibration.together import Together
 from xfuser_adacorr.model_executor.cache.calibration.trajectories import Recorder, Trajectories
 from xfuser_adacorr.model_executor.cache.engine import Lane
 from xfuser_adacorr.model_executor.cache.flow_coordinates import flow_points
@@ -52,13 +53,15 @@ class LearningSite(SamplerSite):
 
     Generations that are not like the first one (steps, size) are left to the method's own rule and
     do not count. The fit runs at the end of the last of them: several cached generations of each.
-    Later generations on other steps are learned from anew; what was learned before is kept.
+    Later generations on other steps are learned from anew; what was learned before is kept. Ranks
+    that share the samples fit the same numbers; data-parallel replicas learn each for itself.
     """
 
     def __init__(self, method: Any, denoisers, find_schedulers, scope, stacks, pipe: Any) -> None:
         super().__init__(method, denoisers, find_schedulers, scope, stacks)
         self._pipe = weakref.ref(pipe)
         self._denoisers = denoisers
+        self._together = Together(scope)
         self._learned: list[Generation] = []
         self._now: Generation | None = None
         """The generation that runs, if it is learned from."""
@@ -84,7 +87,8 @@ class LearningSite(SamplerSite):
         finally:
             self._now = None
         if done.trajectory is not None and self._is_alike(done):
-            done.trajectory.check()
+            with self._together.alike():
+                done.trajectory.check()
             self._learned.append(done)
             logger.info("learned from %d of %d generations", len(self._learned), self.method.learn)
             if len(self._learned) == self.method.learn:
@@ -124,7 +128,7 @@ class LearningSite(SamplerSite):
         self.uninstall()
         try:
             calls = [{**each.arguments, "noise": each.noise} for each in generations]
-            loop = ClosedLoop(pipe, self._denoisers, calls)
+            loop = ClosedLoop(pipe, self._denoisers, calls, together=self._together)
             loop.take_over([each.trajectory for each in generations], first.places)
             steps = len(first.places.steps)
             count = min(max(round(compute_target(self.method) * steps), 1), steps - 1)

@@ -30,6 +30,13 @@ def _parallel_state() -> Any:
     return state if state is not None and state.model_parallel_is_initialized() else None
 
 
+def data_parallel_group() -> Any:
+    """One rank of each of xfuser's data-parallel replicas; None where there is one, or none."""
+    state = _parallel_state()
+    replicas = state.get_dp_group() if state is not None else None
+    return replicas.cpu_group if replicas is not None and replicas.world_size > 1 else None
+
+
 def is_xfuser_transformer(transformer: nn.Module) -> bool:
     return any(cls.__module__.startswith("xfuser.") for cls in type(transformer).__mro__)
 
@@ -103,6 +110,8 @@ def check_method(method: Method, scope: DecisionScope, stage: PipelineStage | No
         )
     if stage is None:
         return
+    if getattr(method, "learn", None) is not None:
+        raise ValueError("learn must be None under PipeFusion: no plan can be followed in patches")
     if method.label not in PIPEFUSION_METHODS:
         raise ValueError(
             f"under PipeFusion the cache must be one of {', '.join(PIPEFUSION_METHODS)}, with or "

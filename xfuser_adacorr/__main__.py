@@ -1,10 +1,12 @@
 """Fit a learned plan to any pipeline, or state its PSNR for other prompts:
-``python -m xfuser_adacorr PIPELINE PROMPTS ...``."""
+``python -m xfuser_adacorr PIPELINE PROMPTS ...``, or ``torchrun --nproc_per_node N -m ...``."""
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m xfuser_adacorr",
         description="Fit a learned plan to a pipeline of diffusers, and store it beside the model. "
-        "Interrupted, the same command goes on.",
+        "Interrupted, the same command goes on. Under torchrun the processes divide the prompts.",
     )
     add = parser.add_argument
     add("pipeline", help="directory, or name on the hub (then --output is needed)")
@@ -75,6 +77,26 @@ def load(name: str, dtype: str, device: str | None) -> Any:
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+@contextmanager
+def replicas() -> Iterator[Any]:
+    """The group of the processes that torchrun started, each on a device of its own; else None.
+
+    Only numbers of the fit are sent, from host to host.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield None
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield torch.distributed.group.WORLD
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 1 after one line that says what was wrong."""
     parsed = vars(make_parser().parse_args(arguments))
@@ -86,12 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if measure and name in given:
                 raise ValueError(f"--{name} is of a calibration, and --measure fits nothing")
         prompts = read_prompts(given.pop("prompts"))
-        pipe = load(given.pop("pipeline"), given.pop("dtype"), given.pop("device"))
-        if measure:
-            path = measure_plan(pipe, prompts, plan=given.pop("output"), **call, **given)
-        else:
-            path = calibrate_learned(pipe, prompts, **call, **given)
-        print(f"wrote {path}")
+        with replicas() as group:
+            given["replicas"] = group
+            pipe = load(given.pop("pipeline"), given.pop("dtype"), given.pop("device"))
+            if measure:
+                path = measure_plan(pipe, prompts, plan=given.pop("output"), **call, **given)
+            else:
+                path = calibrate_learned(pipe, prompts, **call, **given)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"wrote {path}")
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

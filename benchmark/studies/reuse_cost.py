@@ -5,6 +5,7 @@ step after it, with the accelerator drained, and told apart by the trace.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,12 +15,13 @@ from tqdm.auto import tqdm
 
 from benchmark.gpu.probes import timed_calls
 from benchmark.models.loading import load_documented
-from benchmark.models.names import UNCACHED
+from benchmark.models.names import LEARNED, UNCACHED
 from benchmark.models.package import computed_calls
 from benchmark.report.page import page
 from benchmark.report.tables import Table
 from benchmark.run.generate import make_picture, prepared
 from benchmark.run.rows import Row, cached_row, uncached_row
+from benchmark.run.sweep import learned_rows
 from benchmark.run.workbench import Workbench
 from benchmark.settings import Settings
 from benchmark.studies.session import opened
@@ -89,12 +91,19 @@ def render(document: Mapping[str, Any]) -> str:
     return page(document, "What a reused call costs", tables(document), NOTES)
 
 
+def timed_rows(settings: Settings, solver: str) -> list[Row]:
+    """Uncached, the methods of the configuration file, and the middle budget of the learned plan
+    beside the model, where it has one for these steps."""
+    steps = settings.num_inference_steps[0]
+    documented = load_documented(settings).items()
+    rows = [cached_row(name, steps, config, solver) for name, config in documented]
+    plan = learned_rows([LEARNED], Path(settings.model), steps, settings.guidance_scale, solver)
+    return [uncached_row(steps, solver), *rows, *plan[len(plan) // 2 :][:1]]
+
+
 def run(settings: Settings, console: Console) -> None:
     """Time the methods of the configuration file, then write the report."""
-    steps = settings.num_inference_steps[0]
     with opened(settings, console, {}) as session:
-        own = session.bench.family.solvers[0]
-        documented = load_documented(settings).items()
-        rows = [cached_row(name, steps, config, own) for name, config in documented]
-        found = measure(session.bench, [uncached_row(steps, own), *rows])
+        rows = timed_rows(settings, session.bench.family.solvers[0])
+        found = measure(session.bench, rows)
     session.write({"prompts": session.bench.entries[:1], **found}, render, tables)

@@ -150,6 +150,51 @@ def is_later_stage(case, report):
     return report["rank"] >= case.world_size // stages
 
 
+@named("silent")
+def test_a_plan_sends_nothing(reports, case):
+    """A run of 12 steps along a plan sends what an uncached one of the plan's 5 steps does."""
+    for report in reports(case):
+        assert report["along"] == report["short"]
+        if case.degrees.get("data_parallel_degree"):
+            assert report["full"] == 0
+        else:
+            assert 0 < report["short"] < report["full"]
+
+
+@named("calibrated")
+def test_ranks_calibrate_what_one_process_does(reports, case):
+    """Sums of the same samples: of all ranks' prompts, or of all parts of the latents."""
+    for report in reports(case):
+        for mine, one in report["steps"]:
+            assert mine == one
+        for mine, one in report["coefficients"]:
+            assert mine == pytest.approx(one, abs=1e-4)
+        for psnr_db in ("psnr_db", "psnr_db_anew"):
+            for mine, one in report[psnr_db]:
+                assert mine == pytest.approx(one, abs=0.02)
+        assert report["measured_on"] == [3, 3] and report["settings"]
+        assert report["files"] == ["plan.json"]
+        mine, one = report["calls"]
+        assert mine < 0.65 * one if case.degrees.get("data_parallel_degree") else mine == one
+
+
+@named("learned")
+def test_what_ranks_learn_is_what_one_process_does(reports, case):
+    """From one generation: of a rank's own where replicas are, of the same one else."""
+    found = reports(case)
+    for report in found:
+        assert report["plan"] == "learned from 1 generations"
+        assert [call[1:] for call in report["decisions"]] == [
+            call[1:] for call in report["decisions_alone"]
+        ]
+        assert {call[2] for call in report["decisions"]} == {True, False}
+        assert report["coefficients"] == pytest.approx(report["coefficients_alone"], abs=1e-3)
+        assert report["uncached_difference"] < ROUNDING
+        assert report["difference"] < 10 * ROUNDING
+    alike = found[0]["coefficients"] == found[1]["coefficients"]
+    assert alike != bool(case.degrees.get("data_parallel_degree"))
+
+
 @named("perturbed", "misconfigured")
 def test_ranks_that_disagree_raise_alike(reports, case):
     found = reports(case)

@@ -125,7 +125,7 @@ def calibrate_learned(
         )
     calls = batched_calls(prompts[:fitted], batch_size, seed, call)
     others = batched_calls(prompts[fitted:], batch_size, seed + fitted, call) if held_out else []
-    together.check_calls(calls, batch_size)
+    together.check_calls(pipe, calls, batch_size)
     before = together.by_first(lambda: _stored_plans(path, models))
     settings = {
         "prompts": len(prompts),

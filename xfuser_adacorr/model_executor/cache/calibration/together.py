@@ -47,9 +47,14 @@ class Together:
         rank, count = get_rank(self.replicas), get_world_size(self.replicas)
         return (rank + after) * len(calls) // count
 
-    def check_calls(self, calls: Sequence[Any], batch_size: int) -> None:
+    def check_calls(self, pipe: Any, calls: Sequence[Any], batch_size: int) -> None:
         """`ValueError` for calls that these ranks cannot divide, or cannot make by turns."""
         count = 1 if self.replicas is None else get_world_size(self.replicas)
+        if count > 1 and batch_size > 1 and "engine_config" in vars(pipe):
+            raise ValueError(
+                f"batch_size must be 1 on {type(pipe).__name__} with several replicas, over which "
+                f"it divides lists of prompts itself; got {batch_size}"
+            )
         if len(calls) < count:
             raise ValueError(
                 f"prompts: {len(calls)} calls cannot be divided over {count} replicas; give more "

@@ -71,7 +71,7 @@ def measure_plan(
     file = together.by_first(lambda: bind_plans(given, pipe, models).file)
     call = {"num_inference_steps": num_inference_steps, **numpy_output(pipe, call), **call}
     calls = batched_calls(prompts, batch_size, seed, call)
-    together.check_calls(calls, batch_size)
+    together.check_calls(pipe, calls, batch_size)
     progress = progress and together.is_first
     with tqdm(total=len(together.share(calls)), desc="uncached", disable=not progress) as bar:
         unseen = Unseen(pipe, models, calls, lambda index: bar.update(), together)

@@ -139,8 +139,9 @@ def calibrate_learned(
     loop = ClosedLoop(pipe, models, calls, memory_limit_gib * 2**30, together)
     of_run = {"fingerprints": before.fingerprints, "samplers": loop.runs.samplers()}
     checkpoint = together.by_first(lambda: Checkpoint(path, {**settings, **of_run}))
-    progress, to_make = progress and together.is_first, [*calls, *(others or calls)]
-    with tqdm(total=len(together.share(to_make)), desc="uncached", disable=not progress) as bar:
+    progress = progress and together.is_first
+    count = sum(len(together.share(each)) for each in (calls, others or calls))
+    with tqdm(total=count, desc="uncached", disable=not progress) as bar:
         loop.record(lambda index: bar.update())
         unseen = Unseen(pipe, models, others or calls, lambda index: bar.update(), together)
     steps = len(loop.places.steps)

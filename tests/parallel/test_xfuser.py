@@ -152,9 +152,10 @@ def is_later_stage(case, report):
 
 @named("silent")
 def test_a_plan_sends_nothing(reports, case):
-    """A run of 12 steps along a plan sends what an uncached one of the plan's 5 steps does."""
+    """A run of 12 steps along a plan sends what an uncached one of the plan's 5 steps does; but
+    xfuser's pipeline gathers the branches of guidance itself in every step."""
     for report in reports(case):
-        assert report["along"] == report["short"]
+        assert report["along"] == report["full" if case.degrees == CFG else "short"]
         if case.degrees.get("data_parallel_degree"):
             assert report["full"] == 0
         else:

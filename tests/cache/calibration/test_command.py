@@ -146,15 +146,19 @@ def test_processes_divide_the_prompts_and_write_one_plan(command_of_seven, tmp_p
 
 
 def test_processes_end_with_the_same_error(command_of_seven, tmp_path):
-    def load(*arguments):
+    def broken(*arguments):
         pipe = Loop(SAMPLERS["flow"]())
         with torch.no_grad():
             pipe.transformer.a[3] = float("nan")
         return pipe
 
-    found = on_two_processes(load, [*command_of_seven, tmp_path / "plan.json"], tmp_path)
+    found = on_two_processes(broken, [*command_of_seven, tmp_path / "plan.json"], tmp_path)
     for code, said in found:
         assert code == 1 and "error: prompts: the uncached latents of call 3, sample 0" in said
+    nowhere = command_of_seven[1] / "plan.json"  # below a file
+    sound = lambda *arguments: Loop(SAMPLERS["flow"]())  # noqa: E731
+    for code, said in on_two_processes(sound, [*command_of_seven, nowhere], tmp_path):
+        assert code == 1 and f"error: output: {nowhere}.checkpoint could not be written" in said
     assert not (tmp_path / "plan.json").exists()
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise OSError(f"output: {path} could not be written: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # as where nothing could be written at all
+            partial.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

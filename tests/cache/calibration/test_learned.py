@@ -14,6 +14,7 @@ from xfuser_adacorr import (
     Auto,
     Learned,
     calibrate_learned,
+    disable_cache,
     enable_cache,
     measure_plan,
 )
@@ -336,13 +337,19 @@ def test_a_measured_psnr_is_that_of_the_pictures(path):
         call = {**arguments, "num_inference_steps": 7, "output_type": "pt"}
         return pipe(**call, generator=generator).images[0].double()
 
+    def mean_psnr_db(method):
+        enable_cache(pipe, method)
+        pairs = [(picture(seed), x) for seed, x in zip((70, 71), wanted, strict=True)]
+        disable_cache(pipe)
+        return sum(float(-10 * torch.log10((a - b).square().mean())) for a, b in pairs) / 2
+
     wanted = [picture(seed) for seed in (70, 71)]
-    enable_cache(pipe, Learned(target_compute=4 / 7, plan=path))
-    errors = [(picture(seed) - x).square().mean() for seed, x in zip((70, 71), wanted, strict=True)]
     (course,) = PlanFile.load(path).plans[0].courses
     assert course.measured_on == 2
-    expected = sum(float(-10 * torch.log10(error)) for error in errors) / 2
-    assert course.psnr_db == pytest.approx(expected, abs=0.05)
+    found = mean_psnr_db(Learned(target_compute=4 / 7, plan=path))
+    assert course.psnr_db == pytest.approx(found, abs=0.05)
+    by_rule = mean_psnr_db(Auto(target_compute=4 / 7, use_plan=False))
+    assert course.rule_psnr_db == pytest.approx(by_rule, abs=0.05)
 
 
 def test_measuring_refuses_what_no_plan_fits(pipe, path, tmp_path):

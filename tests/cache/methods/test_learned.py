@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -417,6 +418,33 @@ def test_auto_keeps_its_own_rule_where_the_first_step_tells_otherwise(path):
     sampled(pipe, eta=0.3)
     assert cache_summary(pipe).plan is None
     assert wanted.isfinite().all()
+    sampled(pipe)
+    assert cache_summary(pipe).plan is not None
+
+
+def test_auto_keeps_its_own_rule_where_it_was_measured_to_be_better(pipe, path, caplog):
+    file = calibrated(pipe, path)
+    assert all(course.rule_psnr_db is not None for course in file.plans[0].courses)
+
+    def stated(lead):
+        """The plan file with the rule ahead by so much, dB."""
+        courses = [replace(c, rule_psnr_db=c.psnr_db + lead) for c in file.plans[0].courses]
+        file.with_plan(replace(file.plans[0], courses=tuple(courses))).save(path)
+
+    stated(0.1)
+    enable_cache(beside(pipe, path), Auto(target_compute=0.26))
+    with caplog.at_level(logging.INFO):
+        sampled(pipe)
+    assert cache_summary(pipe).plan is None
+    assert "Auto decides by its own rule: plan: where it was measured" in caplog.text
+    disable_cache(pipe)
+    for method in (Learned(target_compute=0.26), Auto(target_psnr=1.0)):  # both ask for the plan
+        enable_cache(pipe, method)
+        sampled(pipe)
+        assert cache_summary(pipe).plan is not None
+        disable_cache(pipe)
+    stated(-0.1)
+    enable_cache(pipe, Auto(target_compute=0.26))
     sampled(pipe)
     assert cache_summary(pipe).plan is not None
 

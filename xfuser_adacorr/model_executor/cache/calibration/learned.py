@@ -158,8 +158,7 @@ def calibrate_learned(
                     bar.set_postfix_str(f"{best:.1f} dB")
 
                 course = find_course(loop, count, search_evaluations, seed, begin, tried)
-                pictures = unseen.psnr_db(course.steps, course.coefficients)
-            checkpoint.courses[count] = measured(course, pictures)
+            checkpoint.courses[count] = measured(course, unseen)
             together.by_first(checkpoint.save)
     plan = Plan(
         name=name or f"{loop.places.sampler['class']}-{steps}",

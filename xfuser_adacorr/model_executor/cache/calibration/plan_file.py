@@ -46,6 +46,14 @@ class Course:
     """Standard deviation over these prompts."""
     measured_on: int = 0
     """Prompts that the PSNR was measured on."""
+    rule_psnr_db: float | None = None
+    """Mean PSNR of `Auto`'s own rule on these prompts, with as many computed steps."""
+
+    @property
+    def loses_to_the_rule(self) -> bool:
+        """Whether `Auto`'s own rule was measured, and nearer to the uncached pictures."""
+        known = self.psnr_db is not None and self.rule_psnr_db is not None
+        return known and self.rule_psnr_db > self.psnr_db
 
     def __post_init__(self) -> None:
         steps = list(self.steps)

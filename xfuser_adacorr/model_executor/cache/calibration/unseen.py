@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from xfuser_adacorr.model_executor.cache.adacorrection import NoRepair
 from xfuser_adacorr.model_executor.cache.engine import Lane
 from xfuser_adacorr.model_executor.cache.forecasts import LastValue
+from xfuser_adacorr.model_executor.cache.methods.auto import Auto
 from xfuser_adacorr.model_executor.cache.methods.learned import (
     OnCourse,
     bind_plans,
@@ -45,9 +46,10 @@ def measure_plan(
 ) -> Path:
     """State the PSNR of a pipeline's plan anew, for prompts that it was not fitted on.
 
-    Every prompt is sampled in full and once along each course of the plan that fits these runs;
-    mean, spread and number of prompts are written into the plan file. ``target_psnr`` and
-    ``expected_psnr_db`` go by them from then on.
+    Every prompt is sampled in full, once along each course of the plan that fits these runs, and
+    once by `Auto`'s own rule with as many computed steps; means, spread and number of prompts are
+    written into the plan file. ``target_psnr`` and ``expected_psnr_db`` go by them from then on,
+    and `Auto` keeps to its own rule where that is better.
 
     Args:
         pipe: a pipeline without a cache.
@@ -77,7 +79,7 @@ def measure_plan(
         unseen = Unseen(pipe, models, calls, lambda index: bar.update(), together)
     found = file.plan_for(unseen.places, unseen.guidance_scale)
     courses = [
-        measured(course, unseen.psnr_db(course.steps, course.coefficients))
+        measured(course, unseen)
         for course in tqdm(found.courses, desc="along the plan", disable=not progress)
     ]
     stated = file.with_plan(replace(found, courses=tuple(courses)))
@@ -85,13 +87,15 @@ def measure_plan(
     return Path(file.path)
 
 
-def measured(course: Course, psnr_db: Tensor) -> Course:
-    """The course with the PSNR of pictures that were made along it."""
+def measured(course: Course, unseen: "Unseen") -> Course:
+    """The course with the PSNR of pictures that are made along it, and by `Auto`'s own rule."""
+    psnr_db = unseen.psnr_db(course.steps, course.coefficients)
     return replace(
         course,
         psnr_db=float(psnr_db.mean()),
         psnr_spread_db=float(psnr_db.std()) if len(psnr_db) > 1 else None,
         measured_on=len(psnr_db),
+        rule_psnr_db=float(unseen.rule_psnr_db(len(course.steps)).mean()),
     )
 
 
@@ -132,9 +136,20 @@ class Unseen:
         def along(places: Places, stepper: Any, scope: Any) -> Lane:
             return course_lane(steps, coefficients, places)
 
-        along_it = f"plan: a picture of call {{}} along {len(steps)} steps"
+        return self._psnr_db(along, f"plan: a picture of call {{}} along {len(steps)} steps")
+
+    def rule_psnr_db(self, computed: int) -> Tensor:
+        """Of every picture by `Auto`'s own rule with so many computed steps."""
+
+        def by_rule(places: Places, stepper: Any, scope: Any) -> Lane:
+            rule = Auto(target_compute=computed / len(places.steps), use_plan=False)
+            return rule.make_lane(places, 0, {}, stepper, scope)
+
+        return self._psnr_db(by_rule, "plan: a picture of call {} by Auto's own rule")
+
+    def _psnr_db(self, directed: Callable, what: str) -> Tensor:
         found = []
-        for pictures, wanted in zip(self._made(along, along_it), self.pictures, strict=True):
+        for pictures, wanted in zip(self._made(directed, what), self.pictures, strict=True):
             if wanted is None:
                 found.append(None)
                 continue

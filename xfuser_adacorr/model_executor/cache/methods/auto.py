@@ -55,7 +55,8 @@ class Auto(Method):
     the prompts that it was calibrated on; no promise for one picture."""
     use_plan: bool = True
     """With a target, and the other options at their defaults, follow the learned plan beside the
-    pipeline or its model where it fits the run; else, and where there is none, Auto's own rule."""
+    pipeline or its model where it fits the run and was measured to be better than Auto's own rule;
+    else, and where there is none, Auto's own rule."""
     plan: str | None = None
     """File of learned plans, in place of the one beside the model."""
     learn: int | None = None
@@ -134,6 +135,11 @@ class Auto(Method):
             course = plan.course_for(compute_target(self), self.target_psnr)
         except ValueError as error:
             return own_lane(error)
+        if course.loses_to_the_rule and self.target_psnr is None:
+            return own_lane(
+                f"plan: where it was measured it has {course.psnr_db:.1f} dB at "
+                f"{len(course.steps)} steps, and this rule {course.rule_psnr_db:.1f}"
+            )
         lane = learned_lane(plan, course, places)
         lane.checked = checked
         return lane

@@ -105,6 +105,8 @@ def main() -> None:
     plan = PlanFile.load(path).plans[-1]
     for course in plan.courses:
         psnr = f"{course.psnr_db:.1f} dB on {course.measured_on} pictures"
+        if course.rule_psnr_db is not None:
+            psnr += f", Auto's own rule {course.rule_psnr_db:.1f} dB"
         print(f"{len(course.steps)} of {plan.num_steps} steps: {psnr}")
 
 

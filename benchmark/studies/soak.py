@@ -59,7 +59,7 @@ class Left(Exception):
     """Raised in the pipeline's loop, outside of the denoiser."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
     """One generation."""
 
@@ -252,9 +252,18 @@ def put_down(families: Mapping[str, Kept]) -> None:
             kept.method = None
         for solver, scheduler in enumerate(kept.schedulers):
             kept.pipe.scheduler = scheduler
-            text = entry_text(kept.entries[0])
-            size = FAMILIES[family].picture_size(kept.pipe)
-            generate(kept.pipe, Draw(family, 0, solver, STEPS[0], size, (text,), 0, "none", 1))
+            alike = Draw(
+                family=family,
+                method=0,
+                solver=solver,
+                steps=STEPS[0],
+                size=FAMILIES[family].picture_size(kept.pipe),
+                texts=(entry_text(kept.entries[0]),),
+                seed=0,
+                event="none",
+                at=1,
+            )
+            generate(kept.pipe, alike)
 
 
 def soak(

@@ -29,6 +29,10 @@ from benchmark.small.text import (
 from benchmark.small.tokenizers import build_clip_tokenizer
 
 
+ANCHOR = 8.0
+"""Of `copy_through_`, in standard deviations of the noise."""
+
+
 def build_unet(latent_channels: int = 8) -> UNet2DConditionModel:
     """An untrained UNet of widths 32 and 96 with cross-attention at 8x8, 2.1 M parameters.
 
@@ -54,26 +58,32 @@ def build_unet(latent_channels: int = 8) -> UNet2DConditionModel:
 def copy_through_(unet: UNet2DConditionModel) -> None:
     """Lets an untrained UNet return its latents, as the last skip connection carries them.
 
-    At high noise a noise predictor has to copy before it can learn anything else. The first
-    convolution makes features x and -x, one normalised group each; of them the last one takes
-    ``silu(x) - silu(-x) = x``.
+    At high noise a noise predictor has to copy before it can learn anything else, and to within a
+    share of sqrt(a_t), 1.7 % at timestep 900. The last group normalisation takes the mean and the
+    scale of every group from what passes, which is more than that in groups of 1,024 values: so
+    that pictures stay noisy. Therefore each of its groups holds a channel x of the latents, -x, and
+    two constants of `ANCHOR` and -`ANCHOR`: their mean is zero whatever x is, and x has hardly any
+    part in their scale. After it ``silu(x) - silu(-x) = x``.
     """
     channels, last = unet.config.in_channels, unet.up_blocks[-1].resnets[-1]
-    identity = torch.eye(channels)
-    middle = unet.conv_in.weight[:, :, 1, 1]
-    unet.conv_in.weight[: 2 * channels] = 0
-    unet.conv_in.bias[: 2 * channels] = 0
-    middle[:channels], middle[channels : 2 * channels] = identity, -identity
+    if unet.conv_in.out_channels != 4 * channels or unet.conv_norm_out.num_groups != channels:
+        raise ValueError("a group of the last normalisation must be 4 features of one channel")
+    group = 4 * torch.arange(channels)
+    unet.conv_in.weight[:channels] = 0
+    unet.conv_in.bias[:channels] = 0
+    unet.conv_in.weight[:channels, :, 1, 1] = torch.eye(channels)
     nn.init.zeros_(last.conv2.weight)
     nn.init.zeros_(last.conv2.bias)
-    hidden = last.conv_shortcut.in_channels - unet.conv_in.out_channels
     nn.init.zeros_(last.conv_shortcut.weight)
-    nn.init.zeros_(last.conv_shortcut.bias)
-    last.conv_shortcut.weight[:, hidden:, 0, 0] = torch.eye(unet.conv_in.out_channels)
+    copied = last.conv_shortcut.in_channels - unet.conv_in.out_channels + torch.arange(channels)
+    last.conv_shortcut.weight[group, copied] = 1
+    last.conv_shortcut.weight[group + 1, copied] = -1
+    last.conv_shortcut.bias.copy_(torch.tensor([0, 0, ANCHOR, -ANCHOR]).repeat(channels))
+    unet.conv_norm_out.weight[:] = ((1 + ANCHOR**2) / 2) ** 0.5
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
-    unet.conv_out.weight[:, :channels, 1, 1] = identity
-    unet.conv_out.weight[:, channels : 2 * channels, 1, 1] = -identity
+    unet.conv_out.weight[torch.arange(channels), group, 1, 1] = 1
+    unet.conv_out.weight[torch.arange(channels), group + 1, 1, 1] = -1
 
 
 def build_pipeline(vae: AutoencoderKL) -> StableDiffusionPipeline:

@@ -58,7 +58,7 @@ class EulerRepair:
 
     def skip(self, original, arguments, step: Step):
         """Step the sampler with the forecast that ``arguments`` hold; the next refresh pays."""
-        self._skipped.append(step)
+        self.owe(step)
         return original(**arguments)
 
     def refresh(self, original, arguments, step: Step, fresh: Tensor, forecast: Forecast):

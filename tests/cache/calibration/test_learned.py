@@ -222,6 +222,13 @@ def test_prompts_are_batched_with_their_own_noise():
     assert merged == [{"class_labels": [1, 2], "seeds": [0, 7]}]
 
 
+def test_a_negative_prompt_is_given_once_for_each_prompt():
+    """Stable Diffusion refuses one text for a list of prompts."""
+    calls = batched_calls(["a", "b", "c"], 2, 0, {"negative_prompt": "", "negative_prompt_2": "x"})
+    assert [call["negative_prompt"] for call in calls] == [["", ""], ""]
+    assert [call["negative_prompt_2"] for call in calls] == [["x", "x"], "x"]
+
+
 def test_nothing_half_written_is_left(pipe, path, monkeypatch):
     calibrated(pipe, path)
     before = Path(path).read_text()

@@ -27,14 +27,20 @@ def batched_calls(
         )
     entries = [{"prompt": each} if isinstance(each, str) else dict(each) for each in prompts]
     seeds = [int(entry.pop("seed", seed + place)) for place, entry in enumerate(entries)]
-    return [
-        {
-            **_merged(entries[start : start + batch_size]),
-            **call,
-            "seeds": seeds[start : start + batch_size],
-        }
-        for start in range(0, len(entries), batch_size)
-    ]
+    calls = []
+    for start in range(0, len(entries), batch_size):
+        merged = _merged(entries[start : start + batch_size])
+        shared = {name: _for_each(name, value, merged) for name, value in call.items()}
+        calls.append({**merged, **shared, "seeds": seeds[start : start + batch_size]})
+    return calls
+
+
+def _for_each(name: str, value: Any, merged: Mapping[str, Any]) -> Any:
+    """A negative prompt once for each of several prompts, as some pipelines ask for it."""
+    prompts = merged.get("prompt")
+    if name.startswith("negative_prompt") and isinstance(value, str) and isinstance(prompts, list):
+        return [value] * len(prompts)
+    return value
 
 
 def _merged(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from benchmark.small.text import (
 )
 from benchmark.small.tokenizers import build_clip_tokenizer
 
-
 ANCHOR = 8.0
 """Of `copy_through_`, in standard deviations of the noise."""
 

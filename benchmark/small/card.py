@@ -44,7 +44,7 @@ def training_document(
     sections = [
         "# Training record\n\nWritten by `scripts/train_small.py` from the training's log.",
         "## Components\n\n" + _table(["component", "class", "parameters"], sizes),
-        f"## Loss of the transformer\n\n{last['step']} steps in {last['minutes']:g} minutes. "
+        f"## Loss\n\n{last['step']} steps in {last['minutes']:g} minutes. "
         "Losses are means of the 100 steps before.\n\n"
         + _table(["step", "minutes", "loss"], losses),
         "## Measured\n\n"

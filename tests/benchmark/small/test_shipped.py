@@ -11,20 +11,41 @@ from benchmark.small.evaluation import split_accuracy
 from benchmark.small.families import small_family
 from benchmark.small.judge import load_judge
 from benchmark.small.splits import read_entries
-from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
+from xfuser_adacorr import (
+    Auto,
+    CacheConfig,
+    Schedule,
+    cache_summary,
+    disable_cache,
+    enable_cache,
+)
 
 PIPELINES = Path(__file__).parents[3] / "benchmark" / "pipelines"
-SHIPPED = ("dit", "pixart", "opensora")
-LEAST_ATTRIBUTES = {"dit": 0.95, "pixart": 0.95, "opensora": 0.6}
+DEVELOPED_ON = ("dit", "pixart", "opensora")
+TEST_FAMILIES = ("sd",)
+LEAST_ATTRIBUTES = {"dit": 0.95, "pixart": 0.95, "opensora": 0.6, "sd": 0.95}
 """Share of what was asked for that is drawn; the cards say what was measured."""
 
 
-@pytest.fixture(scope="module", params=SHIPPED)
-def shipped(request):
-    family = FAMILIES[request.param]
-    pipe = family.load_class().from_pretrained(PIPELINES / request.param, local_files_only=True)
+def load(name):
+    pipe = FAMILIES[name].load_class().from_pretrained(PIPELINES / name, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    return small_family(request.param), pipe
+    return small_family(name), pipe
+
+
+@pytest.fixture(scope="module", params=[*DEVELOPED_ON, *TEST_FAMILIES])
+def shipped(request):
+    return load(request.param)
+
+
+@pytest.fixture(scope="module", params=DEVELOPED_ON)
+def developed_on(request):
+    return load(request.param)
+
+
+@pytest.fixture(scope="module", params=TEST_FAMILIES)
+def unseen_family(request):
+    return load(request.param)
 
 
 def draw(family, pipe, steps, number, guidance_scale=3.0):
@@ -41,8 +62,8 @@ def test_pictures_show_what_was_asked_for(shipped):
     assert found["attributes"] > LEAST_ATTRIBUTES[family.name]
 
 
-def test_the_transformer_predicts_a_variance_too_as_the_published_ones_do(shipped):
-    _, pipe = shipped
+def test_the_transformer_predicts_a_variance_too_as_the_published_ones_do(developed_on):
+    _, pipe = developed_on
     config, latents = pipe.transformer.config, pipe.vae.config.latent_channels
     assert config.in_channels == latents
     if "pred_sigma" in config:
@@ -63,9 +84,9 @@ def test_the_card_quotes_the_training_record(shipped):
     assert index["_class_name"] == type(pipe).__name__
 
 
-def test_correction_keeps_the_picture_where_reuse_loses_it(shipped):
+def test_correction_keeps_the_picture_where_reuse_loses_it(developed_on):
     """At about half of the compute; a loose bound on what the sweeps measure."""
-    family, pipe = shipped
+    family, pipe = developed_on
     steps = 20 if family.clips else 28
     full = draw(family, pipe, steps, 1)
     errors = {}
@@ -82,3 +103,18 @@ def test_correction_keeps_the_picture_where_reuse_loses_it(shipped):
             disable_cache(pipe)
     plain, *corrected = errors.values()
     assert max(corrected) < plain / 4
+
+
+def test_a_test_family_keeps_its_picture_at_a_third_of_the_steps(unseen_family):
+    """Where as many steps reused as they are lose it; a loose bound on what the sweeps measure."""
+    family, pipe = unseen_family
+    full = draw(family, pipe, 30, 1)
+    errors = {}
+    for method in (Schedule(steps=range(0, 30, 3), forecast="last"), Auto(target_compute=1 / 3)):
+        enable_cache(pipe, method)
+        try:
+            errors[type(method)] = (draw(family, pipe, 30, 1) - full).square().mean().item()
+            assert cache_summary(pipe).computed_steps == 10
+        finally:
+            disable_cache(pipe)
+    assert errors[Auto] < errors[Schedule] / 4

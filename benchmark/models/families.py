@@ -140,10 +140,8 @@ def _call_sd(pipe: Any, asked: Request) -> dict[str, Any]:
 
 
 def _call_sd3(pipe: Any, asked: Request) -> dict[str, Any]:
-    return {
-        **_call_sd(pipe, asked),
-        "max_sequence_length": 1 if pipe.text_encoder_3 is None else 256,
-    }
+    tokens = 1 if pipe.text_encoder_3 is None else min(256, pipe.tokenizer_3.model_max_length)
+    return {**_call_sd(pipe, asked), "max_sequence_length": tokens}
 
 
 def _call_wan(pipe: Any, asked: Request) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from diffusers import (
     WanPipeline,
 )
 
-from benchmark.models.families import FAMILIES
+from benchmark.models.families import FAMILIES, Request
 from benchmark.small import training, wan
 from benchmark.small.autoencoder import absorb_shift, build_autoencoder, encode_pictures
 from benchmark.small.card import training_document
@@ -292,6 +292,16 @@ def test_training_encodes_text_as_the_pipeline_does(name, pipelines):
     expected = pipeline.encode_prompt(texts, **options)
     assert torch.allclose(states, expected[0], atol=1e-6)
     assert torch.equal(mask, expected[1])
+
+
+@pytest.mark.parametrize("name", ["pixart", "sd3", "wan"])
+def test_the_benchmark_asks_for_as_many_tokens_as_were_trained_with(name, pipelines):
+    """T5's padding is not masked everywhere: more of it gives other pictures, and slower."""
+    pipeline, prompt = pipelines[name], read_entries(name, "test", 1).texts[0]
+    tokenizer = pipeline.tokenizer_3 if name == "sd3" else pipeline.tokenizer
+    asked = Request(text=prompt, height=64, width=64, num_frames=17, guidance_scale=3.0)
+    options = FAMILIES[name].call(pipeline, asked)
+    assert options["max_sequence_length"] == tokenise_t5(tokenizer, [prompt]).shape[1]
 
 
 def test_training_encodes_text_as_wan_does(pipelines):

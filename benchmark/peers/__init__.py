@@ -17,7 +17,8 @@ from typing import Any
 from benchmark.errors import BenchmarkError
 
 ALL = ("flux", "pixart", "dit")
-EVERY = (*ALL, "opensora")
+TRANSFORMERS = (*ALL, "opensora")
+EVERY = (*TRANSFORMERS, "sd", "sd3", "wan")
 EXTRA = "pip install 'xfuser_adacorr[peers]'"
 
 
@@ -111,8 +112,18 @@ def _xfuser(method: str) -> Peer:
 
 
 def _paper(method: str, module: str, recommended: Mapping[str, Any], **more: Any) -> Peer:
-    return Peer(
-        name=f"{PAPER}{method}", module=module, families=EVERY, recommended=recommended, **more
+    more = {"families": EVERY, **more}
+    return Peer(name=f"{PAPER}{method}", module=module, recommended=recommended, **more)
+
+
+def _paper_inside(method: str, module: str, recommended: Mapping[str, Any]) -> Peer:
+    return _paper(
+        method,
+        module,
+        recommended,
+        families=TRANSFORMERS,
+        reason="where its list of blocks begins and ends is not described here",
+        one_branch=True,
     )
 
 
@@ -158,8 +169,8 @@ PEERS = {
         _paper("BAG", "bag", {"share": 0.26}, calibrated=True),
         _paper("EasyCache", "easy_cache", {"threshold": 0.2}),
         _paper("LazyCache", "easy_cache", {"threshold": 0.2}),
-        _paper("DiCache", "di_cache", {"threshold": 0.4, "retained": 0.2}, one_branch=True),
-        _paper("TCPade", "tc_pade", {"interval": 8, "turn": 1.4, "start": 4}, one_branch=True),
+        _paper_inside("DiCache", "di_cache", {"threshold": 0.4, "retained": 0.2}),
+        _paper_inside("TCPade", "tc_pade", {"interval": 8, "turn": 1.4, "start": 4}),
     )
 }
 """By name."""

@@ -1,6 +1,7 @@
 """Other projects' caches under the harness, and the FLOPs that every row is counted by."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import peers
 from benchmark.errors import BenchmarkError
+from benchmark.models.families import FAMILIES
 from benchmark.peers import PEERS, bag, bud_cache, peer_config, restoring, sweep_options
 from benchmark.run.flops import counted_flops
 from benchmark.run.generate import make_picture, prepared
@@ -17,6 +19,7 @@ from benchmark.run.trajectories import Samples
 from tests.benchmark.tiny import TINY, read_settings, tiny_pipeline
 from xfuser_adacorr import CacheConfig, cache_summary, disable_cache, enable_cache
 
+SHIPPED = Path(__file__).parents[3] / "benchmark" / "pipelines"
 STEPS = 8
 FAMILY_PEERS = [(family, name) for name, peer in PEERS.items() for family in peer.families]
 THRESHOLDS = [{"rel_l1_thresh": value} for value in (0.3, 9.0)]
@@ -24,8 +27,10 @@ THRESHOLDS = [{"rel_l1_thresh": value} for value in (0.3, 9.0)]
 
 @pytest.fixture(scope="module")
 def pipelines():
-    """A tiny random pipeline of every family that peers have."""
+    """A tiny random pipeline of every family that peers have; the shipped ones of sd and sd3."""
     made = {"flux": tiny_pipeline()}
+    for family in ("sd", "sd3"):
+        made[family] = FAMILIES[family].load_class().from_pretrained(SHIPPED / family)
     for family, make in TINY.items():
         pipe, transformer = make()
         torch.manual_seed(0)
@@ -48,17 +53,17 @@ def picture(pipe, family, steps=STEPS, seed=3, scale=1):
 def entry_of(pipe, family, seed=3):
     if family == "dit":
         return {"class_label": next(iter(pipe.labels)), "seed": seed}
-    moving = ", moving right slowly" if family == "opensora" else ""
+    moving = ", moving right slowly" if FAMILIES[family].num_frames else ""
     return {"prompt": f"a red circle{moving}", "seed": seed}
 
 
 def settings_of(family, scale=1):
-    frames = ["--num_frames", "4"] if family == "opensora" else []
+    frames = {"opensora": ["--num_frames", "4"], "wan": ["--num_frames", "5"]}.get(family, [])
     return read_settings(["--model_type", family, "--true_cfg_scale", str(scale), *frames])
 
 
 def row(name, options, family, true_cfg=False, calibration=None):
-    solver = {"pixart": "DPM-Solver++", "dit": "DDIM"}.get(family, "Euler")
+    solver = FAMILIES[family].solvers[0]
     config = replace(peer_config(name, options), true_cfg=true_cfg, calibration=calibration)
     return cached_row(name, STEPS, config, solver)
 
@@ -85,8 +90,12 @@ def calibrated(pipelines, tmp_path, monkeypatch):
     return calibrate
 
 
+def denoiser(pipe):
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
 def attributes(pipe):
-    modules = dict(pipe.transformer.named_modules())
+    modules = dict(denoiser(pipe).named_modules())
     return {name: (type(m), sorted(m.__dict__), m.forward) for name, m in modules.items()}
 
 
@@ -97,14 +106,14 @@ def test_a_peer_saves_compute_and_leaves_the_pipeline_as_it_was(
     if not peers.is_installed(PEERS[name]):
         pytest.skip(f"{PEERS[name].package} is not installed")
     pipe = pipelines[family]
-    with counted_flops([pipe.transformer]) as uncached:
+    with counted_flops([denoiser(pipe)]) as uncached:
         before = picture(pipe, family)
     known = attributes(pipe), sorted(pipe.__dict__), sorted(pipe.scheduler.__dict__)
     options = dict(sweep_options(name, THRESHOLDS, STEPS)[-1])
     if name.endswith("MagCache"):
         options |= {"mag_ratios": (1.0,) * STEPS, "threshold": 9.0}
     cached_by = row(name, options, family, calibration=calibrated(family, name, options))
-    with counted_flops([pipe.transformer]) as flops, prepared(pipe, cached_by):
+    with counted_flops([denoiser(pipe)]) as flops, prepared(pipe, cached_by):
         cached = picture(pipe, family)
         again = picture(pipe, family)
     assert 0 < flops.total < 2 * uncached.total

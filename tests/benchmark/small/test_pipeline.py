@@ -95,7 +95,9 @@ def test_the_pipeline_loads_in_float32(pipeline):
         assert {p.dtype for p in getattr(pipeline, name).parameters()} == {torch.float32}, name
 
 
-@pytest.mark.parametrize("name", ["flux", "dit", "pixart", "opensora", "sd", "judge", "clip_judge"])
+@pytest.mark.parametrize(
+    "name", ["flux", "dit", "pixart", "opensora", "sd", "sd3", "judge", "clip_judge"]
+)
 def test_what_is_shipped_is_small(name):
     files = [path for path in (PIPELINES / name).rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) < 13 * 2**20

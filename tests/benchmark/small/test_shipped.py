@@ -22,8 +22,8 @@ from xfuser_adacorr import (
 
 PIPELINES = Path(__file__).parents[3] / "benchmark" / "pipelines"
 DEVELOPED_ON = ("dit", "pixart", "opensora")
-TEST_FAMILIES = ("sd",)
-LEAST_ATTRIBUTES = {"dit": 0.95, "pixart": 0.95, "opensora": 0.6, "sd": 0.95}
+TEST_FAMILIES = ("sd", "sd3")
+LEAST_ATTRIBUTES = {"dit": 0.95, "pixart": 0.95, "opensora": 0.6, "sd": 0.95, "sd3": 0.95}
 """Share of what was asked for that is drawn; the cards say what was measured."""
 
 

@@ -1,5 +1,6 @@
 """The engine against AdaCorrection on one page."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.tiny import FluxSampler, make_tiny_flux
 from xfuser_adacorr import Auto, cache_summary, disable_cache, enable_cache
+from xfuser_adacorr.model_executor.cache.adacorrection.euler import EulerRepair
 from xfuser_adacorr.reference import sample
 
 STEPS = 24
@@ -19,28 +21,31 @@ def sampler():
     return FluxSampler(make_tiny_flux().double(), scheduler)
 
 
-def by_the_page(sampler, **options):
+def by_the_page(sampler, guided=lambda output, sigma: output, **options):
     sampler.scheduler.set_timesteps(STEPS)
     return sample(
-        lambda x, sigma: sampler.call(x, 1000 * sigma),
+        lambda x, sigma: guided(sampler.call(x, 1000 * sigma), sigma),
         sampler.noise().double(),
         sampler.scheduler.sigmas.tolist(),
         **options,
     )
 
 
-def by_the_engine(sampler, **options):
-    """The latents, and the computed steps."""
+def by_the_engine(sampler, guided=lambda output, sigma: output, **options):
+    """The latents, the computed steps, and what their forecasts missed."""
     x, scheduler = sampler.noise().double(), sampler.scheduler
     enable_cache(sampler.transformer, Auto(**options), scheduler=scheduler)
     try:
         scheduler.set_timesteps(STEPS)
         for t in scheduler.timesteps:
-            x = scheduler.step(sampler.call(x, t), t, x, return_dict=False)[0]
+            output = guided(sampler.call(x, t), float(t) / 1000)
+            x = scheduler.step(output, t, x, return_dict=False)[0]
         records = cache_summary(sampler.transformer).trace.calls
     finally:
         disable_cache(sampler.transformer)
-    return x, [record.step_index for record in records if record.refreshed]
+    refreshed = [record for record in records if record.refreshed]
+    offsets = [record.found_offset for record in refreshed]
+    return x, [record.step_index for record in refreshed], offsets
 
 
 @pytest.mark.parametrize(
@@ -55,10 +60,34 @@ def by_the_engine(sampler, **options):
 )
 def test_the_engine_does_what_the_page_says(sampler, options):
     latents, computed = by_the_page(sampler, **options)
-    found, steps = by_the_engine(sampler, **options)
+    found, steps, _ = by_the_engine(sampler, **options)
     assert steps == computed and 3 <= len(steps) < STEPS
     # the engine keeps its histories in float32
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_repaired_where_the_forecast_is_lost(sampler, monkeypatch):
+    """Outputs that turn round between refreshes: both leave the latents to the forecasts."""
+
+    def guided(output, sigma):
+        return math.cos(25.0 * sigma) * output
+
+    latents, computed = by_the_page(sampler, guided, tolerance=0.1)
+    found, steps, offsets = by_the_engine(sampler, guided, tolerance=0.1)
+    assert steps == computed
+    assert any(min(pair) >= 1.0 for pair in pairwise(filter(None, offsets)))
+    torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(EulerRepair, "refresh", repaired_always)
+    repaired, _, _ = by_the_engine(sampler, guided, tolerance=0.1)
+    assert not torch.allclose(repaired, latents, rtol=1e-3)
+
+
+def repaired_always(self, original, arguments, step, fresh, forecast):
+    forecast.lost = None
+    return REFRESH(self, original, arguments, step, fresh, forecast)
+
+
+REFRESH = EulerRepair.refresh
 
 
 def test_outputs_that_are_linear_in_sigma_are_sampled_exactly():

@@ -138,9 +138,44 @@ def test_sums_of_a_damped_line_are_added_up_over_the_ranks():
     assert float(damping) == pytest.approx(kept[-1], rel=1e-5)
 
 
+def test_a_forecast_is_lost_where_two_refreshes_in_a_row_missed_by_the_output_itself():
+    """By hand: forecasts of 1, -3, 7 and 2.5 for outputs -1, 2, 1.5 and 2.5."""
+    forecast, found = DampedLine(), []
+    for coordinate, output in ((0.9, 1.0), (0.8, -1.0), (0.7, 2.0), (0.6, 1.5), (0.5, 2.5)):
+        if coordinate == 0.6:
+            forecast.slope_kept = 5 / 3
+        if coordinate == 0.5:
+            forecast.slope_kept = -2.0
+        forecast.missed(at(coordinate), torch.tensor([output]))
+        found.append(None if forecast.lost is None else bool(forecast.lost))
+        forecast.update(at(coordinate), torch.tensor([output]))
+    assert found == [None, False, True, True, False]
+
+
+def test_one_miss_is_not_lost():
+    forecast = DampedLine()
+    for coordinate, output in ((0.9, 1.0), (0.8, 1.0), (0.7, -1.0), (0.6, -3.0)):
+        forecast.missed(at(coordinate), torch.tensor([output]))
+        assert forecast.lost is None or not forecast.lost
+        forecast.update(at(coordinate), torch.tensor([output]))
+
+
+@pytest.mark.parametrize(("elsewhere", "lost"), [([0.0, 9.0], False), ([90.0, 9.0], True)])
+def test_what_is_lost_is_told_by_all_ranks_together(elsewhere, lost):
+    """This half of the output misses by twice its size; the other's error and size are added."""
+    line = DampedLine(lambda sums: sums + torch.tensor(elsewhere))
+    line.slope_kept = 0.0
+    for coordinate, output in ((0.9, 1.0), (0.8, -1.0), (0.7, 1.0)):
+        line.missed(at(coordinate), torch.tensor([output]))
+        line.v1, line.t1 = line.v0, line.t0
+        line.v0, line.t0 = torch.tensor([output]), coordinate
+    assert bool(line.lost) is lost
+
+
 def test_learning_reads_nothing_from_the_device(host_reads):
     forecast = DampedLine()
     for coordinate in (0.9, 0.8, 0.6):
+        forecast.missed(at(coordinate), torch.ones(3))
         forecast.update(at(coordinate), torch.ones(3))
     forecast(at(0.5))
     assert not host_reads

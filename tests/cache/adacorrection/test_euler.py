@@ -108,6 +108,18 @@ def test_a_refresh_without_debt_is_the_output_itself():
     assert repair.tensors() == []
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_nothing_is_paid_where_the_forecast_is_lost(lost):
+    repair, forecast = EulerRepair(), Line()
+    v0, v = torch.ones(3), torch.full((3,), 2.0)
+    forecast.update(Step(0, 0.9, 0.8, 4), v0)
+    repair.owe(Step(1, 0.8, 0.6, 3))
+    forecast.lost = torch.tensor(lost)
+    paid = repair.pay(Step(2, 0.6, 0.3, 2), v, forecast)
+    assert torch.equal(paid, v) is lost
+    assert repair.pay(Step(3, 0.3, 0.1, 2), v, forecast) is v
+
+
 def test_steps_of_length_zero_pay_nothing():
     repair, forecast, v = EulerRepair(), Line(), torch.ones(3)
     forecast.update(Step(0, 0.9, 0.6, 4), v)

@@ -31,6 +31,7 @@ from xfuser_adacorr import (
     enable_cache,
 )
 from xfuser_adacorr.model_executor.cache.api import site_of
+from xfuser_adacorr.model_executor.cache.forecasts import DampedLine
 from xfuser_adacorr.model_executor.cache.intercept import is_intercepted
 
 STEPS = 14
@@ -95,6 +96,27 @@ def test_repair_is_what_it_says():
     for i in range(8):
         torch.testing.assert_close(carried[i], expected[i], rtol=1e-4, atol=1e-5)
     assert relative_error(carried[6], solver.step(fresh, times[6], x)[0]) > 1e-3
+
+
+@pytest.mark.parametrize("lost", [True, False])
+@every_resampled
+def test_forecasts_stay_where_the_forecast_is_lost(name, lost, monkeypatch):
+    """The sampler is set back, and goes through the skipped steps as it did before."""
+    own = DampedLine.missed
+
+    def missed(forecast, step, fresh):
+        found = own(forecast, step, fresh)
+        forecast.lost = torch.tensor(lost)
+        return found
+
+    monkeypatch.setattr(DampedLine, "missed", missed)
+    loop, ends = Loop(SCHEDULERS[name]()), []
+    for given in ({"correction": AdaCorrection()}, {"forecast": "line"}):
+        schedule = Schedule(steps=[0, 1, 4, 7, 11], **given)
+        enable_cache(loop.transformer, schedule, scheduler=loop.scheduler)
+        ends.append(loop.run(STEPS))
+        disable_cache(loop.transformer)
+    assert torch.allclose(*ends, rtol=1e-5, atol=1e-6) is lost
 
 
 @every_resampled

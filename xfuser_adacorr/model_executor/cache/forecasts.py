@@ -43,6 +43,9 @@ class Forecast(Protocol):
     v1: Tensor | None
     t0: float
     t1: float
+    lost: Tensor | None
+    """Whether two refreshes in a row, the last one that `missed` was asked for and the one before,
+    missed by the output's own size or more, a scalar on the device; None: never found out."""
 
     def __call__(self, step: Step) -> Tensor:
         """The forecast at ``step``, a tensor of its own."""
@@ -56,6 +59,8 @@ class Forecast(Protocol):
 
 class LastValue:
     """The last computed output, whatever came before (order 0)."""
+
+    lost: Tensor | None = None
 
     def __init__(self) -> None:
         self.v0: Tensor | None = None
@@ -101,6 +106,16 @@ class DampedLine(Line):
     def __init__(self, summed=lambda sums: sums) -> None:
         super().__init__()
         self._summed = summed
+        self._missed_all: Tensor | bool = False
+        """Whether the refresh before missed by the output's own size."""
+
+    def missed(self, step: Step, fresh: Tensor) -> list[Tensor]:
+        found = super().missed(step, fresh)
+        if self.v0 is not None:
+            error, size = self._summed(torch.stack(found))
+            missed_all = error >= size
+            self.lost, self._missed_all = missed_all & self._missed_all, missed_all
+        return found
 
     def update(self, step: Step, fresh: Tensor) -> None:
         if self.v1 is not None and self.t0 != step.coordinate:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from xfuser_adacorr.model_executor.cache.forecasts import Forecast
@@ -37,9 +38,12 @@ class EulerRepair:
     def pay(self, step: Step, fresh: Tensor, forecast: Forecast) -> Tensor:
         """The output at ``step`` with what is owed added; ``forecast`` is not yet updated.
 
-        The last step pays nothing, since nothing could follow it.
+        The last step pays nothing, since nothing could follow it. Nor is anything paid where the
+        forecast is ``lost``: the output was computed at latents that say nothing of the true ones.
         """
         debt = owed(self._skipped, step, fresh, forecast)
+        if self._skipped and forecast.lost is not None:
+            debt = torch.where(forecast.lost, 0.0, debt)
         if self._guessed is not None:  # the step that paid was longer or shorter than guessed
             paid, past = self._guessed
             reached = self._skipped[0] if self._skipped else step
@@ -58,7 +62,7 @@ class EulerRepair:
 
     def skip(self, original, arguments, step: Step):
         """Step the sampler with the forecast that ``arguments`` hold; the next refresh pays."""
-        self.owe(step)
+        self._skipped.append(step)
         return original(**arguments)
 
     def refresh(self, original, arguments, step: Step, fresh: Tensor, forecast: Forecast):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xfuser_adacorr.model_executor.cache.forecasts import Forecast, as_output
@@ -121,11 +122,18 @@ class Resample:
         return _changed(latents, change)
 
     def _blended(self, past: Step, step: Step, fresh: Tensor, forecast: Forecast) -> Tensor:
-        """What a skipped step should have used, out of the refreshes around it."""
+        """What a skipped step should have used, out of the refreshes around it.
+
+        Its forecast again where that is ``lost``: see `EulerRepair.pay`.
+        """
         t1 = None if forecast.v1 is None else forecast.t1
         b0, b1, b = self._blend(past.coordinate, step.coordinate, forecast.t0, t1)
         blended = b0 * forecast.v0 + b * fresh
-        return blended if b1 == 0.0 else blended + b1 * forecast.v1
+        if b1 != 0.0:
+            blended = blended + b1 * forecast.v1
+        if forecast.lost is None:
+            return blended
+        return torch.where(forecast.lost, forecast(past), blended)
 
     def tensors(self) -> list[Tensor]:
         """What is kept here and not by the scheduler itself."""

@@ -152,6 +152,17 @@ def test_a_forecast_is_lost_where_two_refreshes_in_a_row_missed_by_the_output_it
     assert found == [None, False, True, True, False]
 
 
+def test_one_message_a_refresh_tells_what_was_missed_and_how_the_slope_held():
+    messages = []
+    asked, alone = DampedLine(lambda sums: messages.append(len(sums)) or sums), DampedLine()
+    for coordinate, output in ((0.9, 0.0), (0.8, 1.0), (0.7, 1.2), (0.6, 2.0)):
+        asked.missed(at(coordinate), torch.tensor([output]))
+        for line in (asked, alone):
+            line.update(at(coordinate), torch.tensor([output]))
+        assert float(asked.slope_kept) == float(alone.slope_kept)
+    assert messages == [2, 4, 4]
+
+
 def test_one_miss_is_not_lost():
     forecast = DampedLine()
     for coordinate, output in ((0.9, 1.0), (0.8, 1.0), (0.7, -1.0), (0.6, -3.0)):
@@ -163,7 +174,7 @@ def test_one_miss_is_not_lost():
 @pytest.mark.parametrize(("elsewhere", "lost"), [([0.0, 9.0], False), ([90.0, 9.0], True)])
 def test_what_is_lost_is_told_by_all_ranks_together(elsewhere, lost):
     """This half of the output misses by twice its size; the other's error and size are added."""
-    line = DampedLine(lambda sums: sums + torch.tensor(elsewhere))
+    line = DampedLine(lambda sums: sums + torch.tensor([*elsewhere, 0.0, 0.0])[: len(sums)])
     line.slope_kept = 0.0
     for coordinate, output in ((0.9, 1.0), (0.8, -1.0), (0.7, 1.0)):
         line.missed(at(coordinate), torch.tensor([output]))

@@ -127,7 +127,7 @@ def test_replicas_decide_by_themselves(reports, case):
 
 @named(*RUNS)
 def test_decisions_send_at_most_one_small_message_a_call(reports, case):
-    """And one of two floats a refresh, for the damping of the line, where outputs are split."""
+    """And one of four floats a refresh, of what the line missed, where outputs are split."""
     branches_alone = case.family == "pixart-pipeline" and case.degrees == CFG
     whole = case.family in ("flux1", "opensora") or branches_alone
     corrected = case.cache["use_cache"] == "Auto" or case.cache.get("enable_adacorrection")

@@ -108,25 +108,33 @@ class DampedLine(Line):
         self._summed = summed
         self._missed_all: Tensor | bool = False
         """Whether the refresh before missed by the output's own size."""
+        self._slope: Tensor | None = None
+        """Sums of `updated_damping` for the coming `update`: one message tells them and `lost`."""
 
     def missed(self, step: Step, fresh: Tensor) -> list[Tensor]:
         found = super().missed(step, fresh)
         if self.v0 is not None:
-            error, size = self._summed(torch.stack(found))
-            missed_all = error >= size
+            sums = self._summed(torch.stack([*found, *self._slope_sums(step, fresh)]))
+            missed_all, self._slope = sums[0] >= sums[1], sums[2:]
             self.lost, self._missed_all = missed_all & self._missed_all, missed_all
         return found
 
     def update(self, step: Step, fresh: Tensor) -> None:
-        if self.v1 is not None and self.t0 != step.coordinate:
-            r = (step.coordinate - self.t0) / (self.t0 - self.t1)
-            predicted = r * self.view(self.v0 - self.v1)
-            happened = self.view(fresh - self.v0)
-            sums = self._summed(
-                torch.stack([(happened * predicted).sum(), predicted.square().sum()])
-            )
-            self.slope_kept = updated_damping(self.slope_kept, sums)
+        sums = self._slope_sums(step, fresh) if self._slope is None else []
+        slope = self._summed(torch.stack(sums)) if sums else self._slope
+        if slope is not None and len(slope):
+            self.slope_kept = updated_damping(self.slope_kept, slope)
+        self._slope = None
         super().update(step, fresh)
+
+    def _slope_sums(self, step: Step, fresh: Tensor) -> list[Tensor]:
+        """``[<happened, predicted>, ||predicted||^2]``; none before there is a line."""
+        if self.v1 is None or self.t0 == step.coordinate:
+            return []
+        r = (step.coordinate - self.t0) / (self.t0 - self.t1)
+        predicted = r * self.view(self.v0 - self.v1)
+        happened = self.view(fresh - self.v0)
+        return [(happened * predicted).sum(), predicted.square().sum()]
 
 
 def updated_damping(damping: Tensor | float, sums: Tensor) -> Tensor:

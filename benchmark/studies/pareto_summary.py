@@ -162,7 +162,10 @@ def _best_of_kinds(
 
 
 def corrections_table(documents: Sequence[Document]) -> Table:
-    """PSNR in dB to the uncached run of every base method without and with AdaCorrection."""
+    """PSNR in dB to the uncached run of every base method without and with AdaCorrection.
+
+    Runs that had none of them are left out.
+    """
     names = [name + suffix for name in METHODS if name != AUTO for suffix in ("", CORRECTED)]
     cells = []
     for document in documents:
@@ -171,6 +174,8 @@ def corrections_table(documents: Sequence[Document]) -> Table:
             for entry in document["at_fractions"]
             if entry["quantity"] == "psnr"
         }
+        if not {name for name, _ in values}.intersection(names):
+            continue
         for at in FRACTIONS:
             numbers = [number(values.get((name, at)), 1) for name in names]
             cells.append((named(document), f"{at}", *numbers))

@@ -77,17 +77,15 @@ def test_nothing_is_repaired_where_the_forecast_is_lost(sampler, monkeypatch):
     assert steps == computed
     assert any(min(pair) >= 1.0 for pair in pairwise(filter(None, offsets)))
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-6)
+    own = EulerRepair.refresh
+
+    def repaired_always(self, original, arguments, step, fresh, forecast):
+        forecast.lost = None
+        return own(self, original, arguments, step, fresh, forecast)
+
     monkeypatch.setattr(EulerRepair, "refresh", repaired_always)
     repaired, _, _ = by_the_engine(sampler, guided, tolerance=0.1)
     assert not torch.allclose(repaired, latents, rtol=1e-3)
-
-
-def repaired_always(self, original, arguments, step, fresh, forecast):
-    forecast.lost = None
-    return REFRESH(self, original, arguments, step, fresh, forecast)
-
-
-REFRESH = EulerRepair.refresh
 
 
 def test_outputs_that_are_linear_in_sigma_are_sampled_exactly():

@@ -95,6 +95,15 @@ def test_base_methods_stand_beside_their_corrections():
     assert column(table, "Ada") == ["-"] * 6  # not in these runs
 
 
+def test_runs_without_base_methods_have_no_rows_among_the_corrections():
+    without = document("sd")
+    bases = ("Fast", "Fast+AdaCorrection")
+    entries = without["at_fractions"]
+    without["at_fractions"] = [e for e in entries if e["cache_method"] not in bases]
+    table = pareto_summary.corrections_table([without, document()])
+    assert column(table, "run") == ["flux, 28 steps"] * 3
+
+
 def test_the_envelope_drops_rows_that_less_compute_beats():
     rows = [r for r in document()["results"] if r["cache_method"].startswith("Schedule")]
     rows = [row for row in rows if row["cache_method"] != "Schedule+AdaCorrection"]

@@ -115,16 +115,17 @@ class DampedLine(Line):
         found = super().missed(step, fresh)
         if self.v0 is not None:
             sums = self._summed(torch.stack([*found, *self._slope_sums(step, fresh)]))
-            missed_all, self._slope = sums[0] >= sums[1], sums[2:]
+            self._slope = sums[2:] if len(sums) > 2 else None
+            missed_all = sums[0] >= sums[1]
             self.lost, self._missed_all = missed_all & self._missed_all, missed_all
         return found
 
     def update(self, step: Step, fresh: Tensor) -> None:
-        sums = self._slope_sums(step, fresh) if self._slope is None else []
-        slope = self._summed(torch.stack(sums)) if sums else self._slope
-        if slope is not None and len(slope):
+        slope, self._slope = self._slope, None
+        if slope is None and (sums := self._slope_sums(step, fresh)):  # `missed` was not asked for
+            slope = self._summed(torch.stack(sums))
+        if slope is not None:
             self.slope_kept = updated_damping(self.slope_kept, slope)
-        self._slope = None
         super().update(step, fresh)
 
     def _slope_sums(self, step: Step, fresh: Tensor) -> list[Tensor]:

@@ -42,10 +42,10 @@ def build_transformer(latent_channels: int = 16) -> WanTransformer3DModel:
     """An untrained Wan transformer with 8 blocks of width 128, 2.0 M parameters.
 
     The modulations, the cross-attention's and the model's output start at zero, so that every block
-    starts as the identity. Patches are single latents, which stand for 8x8 pixels already.
+    starts as the identity.
     """
     transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1),
+        patch_size=(1, 2, 2),
         num_attention_heads=4,
         attention_head_dim=WIDTH // 4,
         in_channels=latent_channels,

@@ -75,7 +75,8 @@ def test_nothing_is_repaired_where_the_forecast_is_lost(sampler, monkeypatch):
     latents, computed = by_the_page(sampler, guided, tolerance=0.1)
     found, steps, offsets = by_the_engine(sampler, guided, tolerance=0.1)
     assert steps == computed
-    assert any(min(pair) >= 1.0 for pair in pairwise(filter(None, offsets)))
+    misses = list(filter(None, offsets))
+    assert any(min(three) >= 0.8 for three in zip(misses, misses[1:], misses[2:], strict=False))
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-6)
     own = EulerRepair.refresh
 

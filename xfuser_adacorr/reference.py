@@ -25,7 +25,7 @@ def sample(
     s0 = s1 = speed = error = 0.0
     x0, deviation0 = x, deviation(x)  # latents of the last refresh
     keep, skipped, computed = 1.0, [], []  # share of the line's slope; [(s, s_next, forecast)]
-    missed_all = lost = False  # a refresh found the forecast wrong by the output's size; two did
+    misses = 0  # refreshes in a row that found the forecast wrong by almost the output's size
     last = len(sigmas) - 2
     for i, (s, s_next) in enumerate(pairwise(sigmas)):
         line = v0 if v1 is None else v0 + keep * (s - s0) / (s0 - s1) * (v0 - v1)
@@ -52,9 +52,8 @@ def sample(
             continue
         v, given = velocity(x, s), x  # refresh
         if v0 is not None:
-            missed_all, before = float((v - line).norm()) >= float(v.norm()), missed_all
-            lost = missed_all and before
-        if skipped and i < last and not lost:  # correction: blends in place of the forecasts
+            misses = misses + 1 if float((v - line).norm()) >= 0.8 * float(v.norm()) else 0
+        if skipped and i < last and misses < 3:  # correction: blends in place of the forecasts
             for sj, sj_next, used in skipped:
                 x = x + (sj_next - sj) * (v0 + (s0 - sj) / (s0 - s) * (v - v0) - used)
         if v0 is not None:  # what the refresh found

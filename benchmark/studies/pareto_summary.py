@@ -49,6 +49,9 @@ WITHOUT_OURS = (
 """The kinds that know nothing of AdaCorrection."""
 SHOWN = (0.15, 0.65)
 """Range of total compute in the figure."""
+COMPUTED = (5, 7, 10)
+"""Computed steps that runs of up to `FEW_STEPS` are compared at."""
+FEW_STEPS = 30
 TITLES = {"psnr": "uncached run", "psnr_ode": "exact ODE"}
 
 Document = Mapping[str, Any]
@@ -121,6 +124,22 @@ def median_table(documents: Sequence[Document]) -> Table:
         ]
     heads = ("run", "compute", AUTO, *KINDS)
     return Table("PSNR in dB of the median picture to the uncached run", heads, cells)
+
+
+def computed_steps_table(documents: Sequence[Document]) -> Table:
+    """PSNR in dB of Auto and of the best of each kind at as much compute as `COMPUTED` steps have;
+    of the runs of up to `FEW_STEPS` steps."""
+    cells = []
+    for document in documents:
+        steps = document["results"][0]["reference_steps"]
+        if steps <= FEW_STEPS:
+            places = [count / steps for count in COMPUTED]
+            found = _best_of_kinds(document["results"], places, mean_psnr)
+            cells += [
+                (named(document), f"{n}", *line) for n, line in zip(COMPUTED, found, strict=True)
+            ]
+    heads = ("run", "computed steps", AUTO, *KINDS)
+    return Table("PSNR in dB to the uncached run, at equal numbers of computed steps", heads, cells)
 
 
 def time_table(documents: Sequence[Document]) -> Table:
@@ -253,10 +272,11 @@ def best_up_to(curve: Curve) -> Curve:
 
 
 def put_tables(page: Path, documents: Sequence[Document]) -> None:
-    """Put the five tables between their markers."""
+    """Put the six tables between their markers."""
     for quantity in TITLES:
         put_between(page, f"pareto {quantity}", summary_table(documents, quantity).markdown())
     put_between(page, "pareto median", median_table(documents).markdown())
+    put_between(page, "pareto computed steps", computed_steps_table(documents).markdown())
     put_between(page, "pareto corrections", corrections_table(documents).markdown())
     timed_runs = time_table(documents)
     text = timed_runs.markdown() if timed_runs.cells else "No run was timed (`--latency`).\n"

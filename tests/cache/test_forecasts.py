@@ -138,7 +138,7 @@ def test_sums_of_a_damped_line_are_added_up_over_the_ranks():
     assert float(damping) == pytest.approx(kept[-1], rel=1e-5)
 
 
-def test_a_forecast_is_lost_where_two_refreshes_in_a_row_missed_by_the_output_itself():
+def test_a_forecast_is_lost_where_three_refreshes_in_a_row_missed_by_the_output_itself():
     """By hand: forecasts of 1, -3, 7 and 2.5 for outputs -1, 2, 1.5 and 2.5."""
     forecast, found = DampedLine(), []
     for coordinate, output in ((0.9, 1.0), (0.8, -1.0), (0.7, 2.0), (0.6, 1.5), (0.5, 2.5)):
@@ -149,7 +149,7 @@ def test_a_forecast_is_lost_where_two_refreshes_in_a_row_missed_by_the_output_it
         forecast.missed(at(coordinate), torch.tensor([output]))
         found.append(None if forecast.lost is None else bool(forecast.lost))
         forecast.update(at(coordinate), torch.tensor([output]))
-    assert found == [None, False, True, True, False]
+    assert found == [None, False, False, True, False]
 
 
 def test_one_message_a_refresh_tells_what_was_missed_and_how_the_slope_held():
@@ -163,9 +163,21 @@ def test_one_message_a_refresh_tells_what_was_missed_and_how_the_slope_held():
     assert messages == [2, 4, 4]
 
 
-def test_one_miss_is_not_lost():
+@pytest.mark.parametrize(("share", "lost"), [(0.7, False), (0.9, True)])
+def test_misses_count_from_four_fifths_of_the_output_on(share, lost):
+    """The last value stands in for outputs that each are smaller by this share of themselves."""
+    forecast, output = DampedLine(), 1.0
+    for coordinate in (0.9, 0.8, 0.7, 0.6):
+        forecast.slope_kept = 0.0
+        forecast.missed(at(coordinate), torch.tensor([output]))
+        forecast.update(at(coordinate), torch.tensor([output]))
+        output /= 1.0 + share
+    assert bool(forecast.lost) is lost
+
+
+def test_two_misses_are_not_lost():
     forecast = DampedLine()
-    for coordinate, output in ((0.9, 1.0), (0.8, 1.0), (0.7, -1.0), (0.6, -3.0)):
+    for coordinate, output in ((0.9, 1.0), (0.8, 1.0), (0.7, -1.0), (0.6, 9.0), (0.5, 19.0)):
         forecast.missed(at(coordinate), torch.tensor([output]))
         assert forecast.lost is None or not forecast.lost
         forecast.update(at(coordinate), torch.tensor([output]))
@@ -176,7 +188,7 @@ def test_what_is_lost_is_told_by_all_ranks_together(elsewhere, lost):
     """This half of the output misses by twice its size; the other's error and size are added."""
     line = DampedLine(lambda sums: sums + torch.tensor([*elsewhere, 0.0, 0.0])[: len(sums)])
     line.slope_kept = 0.0
-    for coordinate, output in ((0.9, 1.0), (0.8, -1.0), (0.7, 1.0)):
+    for coordinate, output in ((0.9, 1.0), (0.8, -1.0), (0.7, 1.0), (0.6, -1.0)):
         line.missed(at(coordinate), torch.tensor([output]))
         line.v1, line.t1 = line.v0, line.t0
         line.v0, line.t0 = torch.tensor([output]), coordinate

@@ -13,6 +13,10 @@ from .step import RAW_OUTPUT, Step
 
 DAMPING_MEMORY = 0.5
 """What earlier refreshes count at each further one, in the damping of the line."""
+LOST_MISS = 0.8
+"""Misses of this share of the output's own size, `LOST_AFTER` refreshes in a row, make a forecast
+lost."""
+LOST_AFTER = 3
 
 
 def as_velocity(output: Tensor, latents: Tensor, step: Step) -> Tensor:
@@ -44,8 +48,8 @@ class Forecast(Protocol):
     t0: float
     t1: float
     lost: Tensor | None
-    """Whether two refreshes in a row, the last one that `missed` was asked for and the one before,
-    missed by the output's own size or more, a scalar on the device; None: never found out."""
+    """Whether the last refreshes that `missed` was asked for missed by almost the output's own size
+    (`LOST_MISS`, `LOST_AFTER`), a scalar on the device; None: never found out."""
 
     def __call__(self, step: Step) -> Tensor:
         """The forecast at ``step``, a tensor of its own."""
@@ -106,8 +110,8 @@ class DampedLine(Line):
     def __init__(self, summed=lambda sums: sums) -> None:
         super().__init__()
         self._summed = summed
-        self._missed_all: Tensor | bool = False
-        """Whether the refresh before missed by the output's own size."""
+        self._missed_in_a_row: Tensor | int = 0
+        """Refreshes up to the last one that missed by `LOST_MISS` or more."""
         self._slope: Tensor | None = None
         """Sums of `updated_damping` for the coming `update`: one message tells them and `lost`."""
 
@@ -116,8 +120,9 @@ class DampedLine(Line):
         if self.v0 is not None:
             sums = self._summed(torch.stack([*found, *self._slope_sums(step, fresh)]))
             self._slope = sums[2:] if len(sums) > 2 else None
-            missed_all = sums[0] >= sums[1]
-            self.lost, self._missed_all = missed_all & self._missed_all, missed_all
+            wrong = sums[0] >= LOST_MISS**2 * sums[1]
+            self._missed_in_a_row = torch.where(wrong, self._missed_in_a_row + 1, 0)
+            self.lost = self._missed_in_a_row >= LOST_AFTER
         return found
 
     def update(self, step: Step, fresh: Tensor) -> None:

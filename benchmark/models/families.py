@@ -62,6 +62,8 @@ class BenchmarkFamily:
     """Frames of a clip, if no other number is asked for; None where pictures are made."""
     guidance_scale: float | None = None
     """Default scale of classifier-free guidance by the empty text; None: there is no such."""
+    guided_in_two_calls: bool = False
+    """Whether the unguided branch is a call of its own in every step."""
     solvers: tuple[str, str]
     """Of the fewer-steps rows: the one whose scheduler the pipeline brings along, and another."""
     solvers_note: str
@@ -233,6 +235,7 @@ FAMILIES = {
         picture_size=lambda pipe: 64,  # no part of the pipeline is made for a size
         num_frames=17,
         guidance_scale=5.0,
+        guided_in_two_calls=True,
         solvers=(UNIPC, DPM_SOLVER),
         solvers_note="second order, flow prediction, same noise levels",
         ode=Ode(solver=DPM_SOLVER, steps=200),

@@ -17,6 +17,8 @@ from typing import Any
 from benchmark.errors import BenchmarkError
 
 ALL = ("flux", "pixart", "dit")
+WITH_WAN = (*ALL, "wan")
+WITH_TESTED = (*WITH_WAN, "sd3")
 TRANSFORMERS = (*ALL, "opensora")
 EVERY = (*TRANSFORMERS, "sd", "sd3", "wan")
 EXTRA = "pip install 'xfuser_adacorr[peers]'"
@@ -31,7 +33,7 @@ class PeerConfig:
     options: tuple[tuple[str, Any], ...] = ()
     """Sorted by name, hashable."""
     true_cfg: bool = False
-    """Whether the unguided branch is a call of its own in every step."""
+    """Whether the unguided branch is a call of its own in every step, as true guidance is."""
     calibration: str | None = None
     """File of what was calibrated for these options, where the peer asks for it."""
 
@@ -80,23 +82,22 @@ PAPER = "paper:"
 """Before the names of methods that are written here from their papers."""
 _UNKNOWN_BLOCKS = "diffusers' hooks do not know its blocks"
 _NO_ADAPTER = "cache-dit has no adapter of it"
+_NO_TEXT_AT_THE_END = "; on Stable Diffusion 3 it fails, whose last block returns no text states"
 _FLUX_ALONE = "xfuser's caches wrap the blocks of FLUX alone"
 _DBCACHE = {"Fn_compute_blocks": 8, "max_warmup_steps": 8, "residual_diff_threshold": 0.08}
 
 
 def _diffusers(method: str, recommended: Mapping[str, Any], **more: Any) -> Peer:
-    more = {"reason": _UNKNOWN_BLOCKS, **more}
+    more = {"families": WITH_TESTED, "reason": _UNKNOWN_BLOCKS, **more}
     return Peer(
         name=f"diffusers:{method}", module="diffusers_hooks", recommended=recommended, **more
     )
 
 
-def _cache_dit(method: str, recommended: Mapping[str, Any] = _DBCACHE) -> Peer:
+def _cache_dit(method: str, recommended: Mapping[str, Any] = _DBCACHE, **more: Any) -> Peer:
+    more = {"families": WITH_WAN, "reason": _NO_ADAPTER + _NO_TEXT_AT_THE_END, **more}
     return Peer(
-        name=f"cache-dit:{method}",
-        module="cache_dit_blocks",
-        recommended=recommended,
-        reason=_NO_ADAPTER,
+        name=f"cache-dit:{method}", module="cache_dit_blocks", recommended=recommended, **more
     )
 
 
@@ -130,26 +131,46 @@ def _paper_inside(method: str, module: str, recommended: Mapping[str, Any]) -> P
 PEERS = {
     peer.name: peer
     for peer in (
-        _diffusers("FirstBlockCache", {"threshold": 0.05}),
+        _diffusers(
+            "FirstBlockCache",
+            {"threshold": 0.05},
+            families=WITH_WAN,
+            reason=_UNKNOWN_BLOCKS + _NO_TEXT_AT_THE_END,
+        ),
         _diffusers("TaylorSeer", {"cache_interval": 5}),
         _diffusers("TaylorSeer2", {"cache_interval": 5}),
-        _diffusers("TaylorSeerLite", {"cache_interval": 5}),
-        _diffusers("TaylorSeerLite2", {"cache_interval": 5}),
+        *(
+            _diffusers(
+                name,
+                {"cache_interval": 5},
+                families=WITH_WAN,
+                reason=_UNKNOWN_BLOCKS + _NO_TEXT_AT_THE_END,
+            )
+            for name in ("TaylorSeerLite", "TaylorSeerLite2")
+        ),
         _diffusers("MagCache", {"threshold": 0.06, "max_skip_steps": 3, "retention_ratio": 0.2}),
         _diffusers(
             "FasterCache",
             {"skip_range": 2, "timestep_range": (-1, 681)},
             families=("flux", "pixart"),
             reason="FasterCache takes the guided half of a batch to be the second, in DiT it is "
-            "the first; and it does not know Open-Sora's attention",
+            "the first; it tells the two calls of Wan's guidance not apart; and it does not know "
+            "the attention of Open-Sora and Stable Diffusion 3",
         ),
         _diffusers(
             "PyramidAttentionBroadcast",
             {"skip_range": 2, "timestep_range": (100, 800)},
-            reason="diffusers' hooks do not know its attention",
+            families=(*ALL, "sd3"),
+            reason="diffusers' hooks do not know its attention, or, of Wan, keep one state for "
+            "the two calls of its guidance",
         ),
-        _diffusers("SeaCache", {"threshold": 0.25}),
-        _cache_dit("DBCache"),
+        _diffusers(
+            "SeaCache",
+            {"threshold": 0.25},
+            families=WITH_WAN,
+            reason=_UNKNOWN_BLOCKS + _NO_TEXT_AT_THE_END,
+        ),
+        _cache_dit("DBCache", families=WITH_TESTED, reason=_NO_ADAPTER),
         _cache_dit("DBCache+TaylorSeer"),
         _cache_dit("DBCache+TaylorSeer2"),
         _cache_dit("DBCache+FoCa"),

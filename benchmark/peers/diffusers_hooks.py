@@ -68,6 +68,8 @@ _TAYLORSEER_CACHED = {
     ),
     "PixArtTransformer2DModel": (r"transformer_blocks\.\d+\.(attn1|attn2|ff)",),
     "DiTTransformer2DModel": (r"transformer_blocks\.\d+\.(attn1|ff)",),
+    "SD3Transformer2DModel": (r"transformer_blocks\.\d+\.(attn|ff|ff_context)",),
+    "WanTransformer3DModel": (r"blocks\.\d+\.(attn1|attn2|ffn)",),
     "STDiT3Transformer3DModel": (r"(spatial|temporal)_blocks\.\d+\.(attn|cross_attn|mlp)",),
 }
 _TAYLORSEER_SKIPPED = {
@@ -159,13 +161,13 @@ def _noise_in_flow_coordinates(scheduler: Any) -> list[float]:
 
 
 def _visible_latents(module: Any, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """Latents [C, 1, H, W] of a call's first picture."""
+    """Latents [C, F, H, W] of a call's first clip, of pictures with one frame."""
     latents = args[0] if args else kwargs["hidden_states"]
     if latents.ndim == 3:  # FLUX packs 2x2 latents into a token
         side = math.isqrt(latents.shape[1])
         latents = latents.unflatten(1, (side, side)).unflatten(3, (-1, 2, 2))
         latents = latents.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-    return [latents[0].unsqueeze(1)]
+    return [latents[0] if latents.ndim == 5 else latents[0].unsqueeze(1)]
 
 
 def _sea_cache(pipe: Any, options: dict[str, Any], run: Run) -> Disable:

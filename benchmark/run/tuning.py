@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.models.families import FAMILIES
 from benchmark.models.loading import load_prompts
 from benchmark.models.names import CORRECTED, SCHEDULE
 from benchmark.models.package import Steps, even_starts, log_snrs, search_schedule
@@ -72,7 +73,9 @@ class Tuner:
         config = row.config
         if not isinstance(config, PeerConfig):
             return row
-        config = replace(config, true_cfg=self.bench.settings.true_cfg_scale > 1)
+        settings = self.bench.settings
+        two_calls = FAMILIES[settings.model_type].guided_in_two_calls
+        config = replace(config, true_cfg=two_calls or settings.true_cfg_scale > 1)
         if config.name == MAG_CACHE:
             ratios = self._kept(f"magcache-{row.num_inference_steps}", self._mag_ratios, row)
             options = {**dict(config.options), "mag_ratios": tuple(ratios)}

@@ -64,7 +64,8 @@ def settings_of(family, scale=1):
 
 def row(name, options, family, true_cfg=False, calibration=None):
     solver = FAMILIES[family].solvers[0]
-    config = replace(peer_config(name, options), true_cfg=true_cfg, calibration=calibration)
+    two_calls = true_cfg or FAMILIES[family].guided_in_two_calls
+    config = replace(peer_config(name, options), true_cfg=two_calls, calibration=calibration)
     return cached_row(name, STEPS, config, solver)
 
 

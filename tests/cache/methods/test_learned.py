@@ -29,6 +29,7 @@ from xfuser_adacorr import (
     enable_cache,
     save_plans,
 )
+from xfuser_adacorr.model_executor.cache.calibration.learned import STARTS
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import PlanFile
 from xfuser_adacorr.model_executor.cache.flow_coordinates import flow_points
 from xfuser_adacorr.model_executor.cache.methods.auto import LEARNED_COMPUTE
@@ -508,6 +509,17 @@ def test_auto_learns_from_its_first_generations(pipe):
     disable_cache(pipe)
     assert type(pipe) is Loop
     assert torch.equal(sampled(pipe, 2, [2]), plain[2])
+
+
+@pytest.mark.parametrize(("generations", "searches"), [(5, False), (6, True)])
+def test_schedules_are_searched_where_a_third_can_be_left_out_of_the_fits(
+    pipe, generations, searches
+):
+    enable_cache(pipe, Auto(target_compute=0.25, learn=generations))
+    for seed in range(generations):
+        sampled(pipe, seed)
+    replayed = pipe.transformer.calls - generations * STEPS
+    assert (replayed > generations * STARTS * 3) is searches
 
 
 def test_learning_leaves_the_stored_plan_aside_if_asked_to(pipe, path):

@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 BUDGETS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 SEARCH_EVALUATIONS = 60
 SHORT_SEARCH = 12
-"""Schedules that are tried where a pipeline learns from its own generations."""
+"""Schedules that are tried where a pipeline learns from several of its own generations."""
+STARTS = 4
+"""Schedules that searches begin from: two of the uncached runs, two even ones. Where a pipeline
+learns from few generations they are all that is tried: what a search finds may be theirs alone."""
 GAP_POWERS = (1.0, 2.0)
 """Of a gap's cost, in the sums of two schedules to begin from."""
 
@@ -204,6 +207,8 @@ def find_course(
         max_evaluations=evaluations,
         neighbours=near_moves,
     )
+    if loop.fitted is None:  # the best one was fitted on all already
+        return _course(best[0][1])
     return _course(loop.follow(found.steps, everything=True)[0])
 
 

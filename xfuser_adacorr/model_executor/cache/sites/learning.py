@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Generator
 
-from xfuser_adacorr.model_executor.cache.calibration.learned import SHORT_SEARCH, find_course
+from xfuser_adacorr.model_executor.cache.calibration.learned import (
+    SHORT_SEARCH,
+    STARTS,
+    find_course,
+)
 from xfuser_adacorr.model_executor.cache.calibration.learned_runs import ClosedLoop
 from xfuser_adacorr.model_executor.cache.calibration.plan_file import (
     Plan,
@@ -53,6 +57,8 @@ class LearningSite(SamplerSite):
 
     Generations that are not like the first one (steps, size) are left to the method's own rule and
     do not count. The fit runs at the end of the last of them: several cached generations of each.
+    Schedules are searched from `LEAST_SPLIT` generations on, where some can be left out of the fits
+    that are compared; fewer choose among the `STARTS`.
     Later generations on other steps are learned from anew; what was learned before is kept. Ranks
     that share the samples fit the same numbers; data-parallel replicas learn each for itself.
     """
@@ -132,12 +138,13 @@ class LearningSite(SamplerSite):
             loop.take_over([each.trajectory for each in generations], first.places)
             steps = len(first.places.steps)
             count = min(max(round(compute_target(self.method) * steps), 1), steps - 1)
+            searched = STARTS if loop.fitted is None else SHORT_SEARCH
             plan = Plan(
                 name=f"learned from {len(generations)} generations",
                 sampler=first.places.sampler,
                 times=tuple(loop.times),
                 guidance_scale=None,  # what is learned serves any, other than a stated PSNR
-                courses=(find_course(loop, count, SHORT_SEARCH),),
+                courses=(find_course(loop, count, searched),),
                 settings={"versions": package_versions()},
             )
             known = self.method.bound.file.plans if self.method.bound is not None else ()

@@ -125,6 +125,18 @@ def test_the_median_picture_is_that_of_the_best_settings():
     assert column(table, "fewer steps") == ["37.0", "38.0", "39.0"]
 
 
+def test_equal_numbers_of_computed_steps_are_read_at_their_share_of_the_run():
+    long = document("dit")
+    for row in long["results"]:
+        row["reference_steps"] = 50
+    table = pareto_summary.computed_steps_table([document(), long])
+    assert column(table, "run") == ["flux, 28 steps"] * 3
+    assert column(table, "computed steps") == ["5", "7", "10"]
+    # below all points; on the first one; 10 of 28 are 1/21 of the way from 0.35 to 0.5
+    assert column(table, "Auto") == ["-", "40.0", "50.5"]
+    assert column(table, "methods of papers") == ["-", "37.5", "-"]
+
+
 def test_equal_time_is_read_at_a_share_of_the_uncached_seconds_from_the_runs_that_were_timed():
     content = document()
     assert pareto_report.SPEEDUPS == (2, 3, 4)
@@ -141,6 +153,7 @@ def test_the_page_gets_its_tables_and_the_figure_is_drawn(tmp_path):
     page = tmp_path / "results.md"
     page.write_text(
         "a\n<!-- pareto psnr -->\n<!-- end -->\nb\n<!-- pareto psnr_ode -->\nx\n<!-- end -->\n"
+        "<!-- pareto computed steps -->\n<!-- end -->\n"
         "<!-- pareto median -->\n<!-- end -->\n<!-- pareto corrections -->\n<!-- end -->\n"
         "<!-- pareto time -->\n<!-- end -->\nc\n"
     )
@@ -149,7 +162,7 @@ def test_the_page_gets_its_tables_and_the_figure_is_drawn(tmp_path):
         text = page.read_text()
         table = pareto_summary.summary_table([document(), document("dit")], "psnr").markdown()
         assert text.startswith(f"a\n<!-- pareto psnr -->\n\n{table}\n<!-- end -->\nb\n")
-        assert text.count("| flux, 28 steps |") == 15 and text.endswith("<!-- end -->\nc\n")
+        assert text.count("| flux, 28 steps |") == 18 and text.endswith("<!-- end -->\nc\n")
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 

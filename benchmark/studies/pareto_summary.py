@@ -133,7 +133,7 @@ def computed_steps_table(documents: Sequence[Document]) -> Table:
     for document in documents:
         steps = document["results"][0]["reference_steps"]
         if steps <= FEW_STEPS:
-            places = [count / steps for count in COMPUTED]
+            places = [round(count / steps, 6) for count in COMPUTED]  # as results have it
             found = _best_of_kinds(document["results"], places, mean_psnr)
             cells += [
                 (named(document), f"{n}", *line) for n, line in zip(COMPUTED, found, strict=True)

@@ -28,7 +28,7 @@ Sweeps = Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 FEWER_STEPS = (0.18, 0.54)
 """Fewer-steps rows cover these shares of the reference's steps."""
-SCHEDULE_SHARES = (0.166, *FRACTIONS, 0.54)
+SCHEDULE_SHARES = (0.166, 0.2, *FRACTIONS, 0.54)
 """Shares of computed steps of the schedules that are tried, rounded up to whole steps."""
 LEARNED_SHARES = (0.17, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 """Shares of computed steps of the runs that learn from a generation."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-SHARES = (0.166, 0.25, 0.35, 0.5, 0.54)
+SHARES = (0.166, 0.2, 0.25, 0.35, 0.5, 0.54)
 """Of the steps that are computed, in sweeps: the first is 5 of 28 or 30."""
 Mask = tuple[int, ...]
 """Computed steps in ascending order."""

@@ -352,8 +352,9 @@ SCALARS = 4
 """A refresh leaves three to be read with the next decision, and the spatial statistic."""
 CONDITIONING = (TEXT + 1) * 16 + 3 * (TOKENS + TEXT)
 """Text, its mean, and the places of all tokens."""
-UNCOUNTED = 2
-"""The damping of the line, and the length of its memory."""
+UNCOUNTED = 5
+"""The damping of the line, the length of its memory, the misses in a row (an int64, as long as two
+of the others), and whether the forecast is lost."""
 
 
 def tensors_held(site):

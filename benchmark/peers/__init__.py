@@ -154,7 +154,7 @@ PEERS = {
             {"skip_range": 2, "timestep_range": (-1, 681)},
             families=("flux", "pixart"),
             reason="FasterCache takes the guided half of a batch to be the second, in DiT it is "
-            "the first; it tells the two calls of Wan's guidance not apart; and it does not know "
+            "the first; it cannot tell the two calls of Wan's guidance apart; and it does not know "
             "the attention of Open-Sora and Stable Diffusion 3",
         ),
         _diffusers(

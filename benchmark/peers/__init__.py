@@ -18,7 +18,7 @@ from benchmark.errors import BenchmarkError
 
 ALL = ("flux", "pixart", "dit")
 WITH_WAN = (*ALL, "wan")
-WITH_TESTED = (*WITH_WAN, "sd3")
+WITH_WAN_AND_SD3 = (*WITH_WAN, "sd3")
 TRANSFORMERS = (*ALL, "opensora")
 EVERY = (*TRANSFORMERS, "sd", "sd3", "wan")
 EXTRA = "pip install 'xfuser_adacorr[peers]'"
@@ -83,12 +83,14 @@ PAPER = "paper:"
 _UNKNOWN_BLOCKS = "diffusers' hooks do not know its blocks"
 _NO_ADAPTER = "cache-dit has no adapter of it"
 _NO_TEXT_AT_THE_END = "; on Stable Diffusion 3 it fails, whose last block returns no text states"
+_ASKS_FOR_TEXT = {"families": WITH_WAN, "reason": _UNKNOWN_BLOCKS + _NO_TEXT_AT_THE_END}
+"""Of diffusers' hooks that ask every block for text states."""
 _FLUX_ALONE = "xfuser's caches wrap the blocks of FLUX alone"
 _DBCACHE = {"Fn_compute_blocks": 8, "max_warmup_steps": 8, "residual_diff_threshold": 0.08}
 
 
 def _diffusers(method: str, recommended: Mapping[str, Any], **more: Any) -> Peer:
-    more = {"families": WITH_TESTED, "reason": _UNKNOWN_BLOCKS, **more}
+    more = {"families": WITH_WAN_AND_SD3, "reason": _UNKNOWN_BLOCKS, **more}
     return Peer(
         name=f"diffusers:{method}", module="diffusers_hooks", recommended=recommended, **more
     )
@@ -131,23 +133,11 @@ def _paper_inside(method: str, module: str, recommended: Mapping[str, Any]) -> P
 PEERS = {
     peer.name: peer
     for peer in (
-        _diffusers(
-            "FirstBlockCache",
-            {"threshold": 0.05},
-            families=WITH_WAN,
-            reason=_UNKNOWN_BLOCKS + _NO_TEXT_AT_THE_END,
-        ),
+        _diffusers("FirstBlockCache", {"threshold": 0.05}, **_ASKS_FOR_TEXT),
         _diffusers("TaylorSeer", {"cache_interval": 5}),
         _diffusers("TaylorSeer2", {"cache_interval": 5}),
-        *(
-            _diffusers(
-                name,
-                {"cache_interval": 5},
-                families=WITH_WAN,
-                reason=_UNKNOWN_BLOCKS + _NO_TEXT_AT_THE_END,
-            )
-            for name in ("TaylorSeerLite", "TaylorSeerLite2")
-        ),
+        _diffusers("TaylorSeerLite", {"cache_interval": 5}, **_ASKS_FOR_TEXT),
+        _diffusers("TaylorSeerLite2", {"cache_interval": 5}, **_ASKS_FOR_TEXT),
         _diffusers("MagCache", {"threshold": 0.06, "max_skip_steps": 3, "retention_ratio": 0.2}),
         _diffusers(
             "FasterCache",
@@ -164,13 +154,8 @@ PEERS = {
             reason="diffusers' hooks do not know its attention, or, of Wan, keep one state for "
             "the two calls of its guidance",
         ),
-        _diffusers(
-            "SeaCache",
-            {"threshold": 0.25},
-            families=WITH_WAN,
-            reason=_UNKNOWN_BLOCKS + _NO_TEXT_AT_THE_END,
-        ),
-        _cache_dit("DBCache", families=WITH_TESTED, reason=_NO_ADAPTER),
+        _diffusers("SeaCache", {"threshold": 0.25}, **_ASKS_FOR_TEXT),
+        _cache_dit("DBCache", families=WITH_WAN_AND_SD3, reason=_NO_ADAPTER),
         _cache_dit("DBCache+TaylorSeer"),
         _cache_dit("DBCache+TaylorSeer2"),
         _cache_dit("DBCache+FoCa"),
